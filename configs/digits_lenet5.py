@@ -1,0 +1,17 @@
+"""LeNet-5 on scikit-learn's handwritten digits: the default run, with no download.
+
+    python train.py
+"""
+
+from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        batch_size=32,
+        duration="20 epochs",
+        model=ModelConfig(name="lenet5"),
+        data=DataConfig(name="digits", image_size=28, mean=(0.305,), std=(0.376,)),
+        optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=1e-4),
+        schedule=ScheduleConfig(name="cosine"),
+    )

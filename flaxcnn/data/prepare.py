@@ -1,0 +1,166 @@
+"""From a name to a prepared TFDS data set, stored as array_record so that it is read without TensorFlow."""
+
+import contextlib
+import importlib.util
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core import registered
+from tensorflow_datasets.core.download import checksums, resource
+
+from flaxcnn.data import digits  # noqa: F401 - registers the builder
+from flaxcnn.errors import UserError, nearest
+
+FILE_FORMAT = "array_record"
+
+
+def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Returns the TFDS builder of a data set, prepared or not.
+
+    Args:
+      name: TFDS name, with an optional config and version: "emnist/letters", "cifar10:3.0.2".
+      data_dir: folder of prepared sets; None for TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets).
+
+    Raises:
+      UserError: no such data set, config or version.
+    """
+    try:
+        with _without_absl_warnings():
+            return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
+    except registered.DatasetNotFoundError:
+        base = name.split("/")[0].split(":")[0]
+        hint = nearest(base, tfds.list_builders(with_community_datasets=False))
+        raise UserError(f"unknown data set {name!r}{hint}") from None
+    except (AssertionError, ValueError) as error:
+        reason = re.sub(r'^Failed to construct dataset .*?}": |\. Here are .*$', "", _first_line(error))
+        raise UserError(f"cannot open data set {name!r}: {reason}") from None
+
+
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Returns whether the data set lies on disk, complete."""
+    with _without_absl_warnings():
+        return builder.is_prepared()
+
+
+def prepare(name: str, data_dir: str | None = None, source: Path | None = None) -> tfds.core.DatasetBuilder:
+    """Downloads and prepares a data set, unless it is prepared already.
+
+    Args:
+      name: see `open_builder`.
+      data_dir: see `open_builder`.
+      source: folder that already holds the files to download. Each is matched to the builder's URLs by its
+        name and checked against TFDS's own checksum; sets whose files TFDS cannot download itself are read from it.
+
+    Returns:
+      The builder, prepared.
+
+    Raises:
+      UserError: see `open_builder`; a file that differs from its checksum; files missing and no network;
+        TensorFlow missing where the builder needs it. What the attempt wrote is removed again.
+    """
+    builder = open_builder(name, data_dir)
+    if is_prepared(builder):
+        require_readable(builder)
+        return builder
+    downloads = builder.url_infos or {}
+    if downloads and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(f"preparing {name} needs TensorFlow: pip install 'flaxcnn[prepare]'")
+    staged = _match(builder, source) if source else {}
+
+    root = Path(builder.data_dir_root)
+    with _removed_on_failure(root, Path(builder.data_path).parent, root / "downloads" / builder.name):
+        _stage(builder, staged)
+        manual = source if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else None
+        config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+        try:
+            with _without_absl_warnings():
+                builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
+        except ImportError as error:
+            raise UserError(f"preparing {name} needs {error.name}: pip install 'flaxcnn[prepare]'") from error
+        except (OSError, AssertionError, tfds.download.DownloadError) as error:
+            missing = sorted(set(_file_names(builder)) - {path.name for path in staged.values()})
+            what = f"cannot download {', '.join(missing)}" if missing else f"cannot prepare {name}"
+            hint = "; put them into a folder and name it with --from" if missing else ""
+            raise UserError(f"{what}: {_first_line(error)}{hint}") from error
+    return open_builder(name, data_dir)  # anew, because a builder reads its splits when it is made
+
+
+def _file_names(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
+    """The files that a builder downloads: {file name: URL}."""
+    return {PurePosixPath(urlparse(url).path).name: url for url in builder.url_infos or {}}
+
+
+def _match(builder: tfds.core.DatasetBuilder, source: Path) -> dict[str, Path]:
+    """Returns {URL: file in `source`}, every file checked against TFDS's checksum before anything is written."""
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder")
+    names = _file_names(builder)
+    matched = {url: source / name for name, url in names.items() if (source / name).is_file()}
+    if names and not matched:
+        raise UserError(f"{source} holds none of the files of {builder.name}: {', '.join(sorted(names))}")
+    for url, path in matched.items():
+        expected, found = builder.url_infos[url], checksums.compute_url_info(path)
+        if (found.size, found.checksum) != (expected.size, expected.checksum):
+            raise UserError(
+                f"{path} is not the file that {builder.name} was published with: expected {int(expected.size)} "
+                f"bytes with SHA-256 {expected.checksum}, found {int(found.size)} bytes with {found.checksum}"
+            )
+    return matched
+
+
+def _stage(builder: tfds.core.DatasetBuilder, staged: dict[str, Path]) -> None:
+    """Puts files where TFDS looks for what it has downloaded already."""
+    folder = Path(builder.data_dir_root) / "downloads" / builder.name
+    for url, path in staged.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        info = builder.url_infos[url]
+        target = folder / resource.get_dl_fname(url, info.checksum)
+        shutil.copyfile(path, target)
+        resource.write_info_file(
+            url=url, path=target, dataset_name=builder.name, original_fname=path.name, url_info=info
+        )
+
+
+def require_readable(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises `UserError` if a prepared data set is stored in a format that only TensorFlow reads."""
+    found = builder.info.file_format
+    if found is not None and found.value != FILE_FORMAT:
+        raise UserError(
+            f"{builder.data_path} holds {builder.name} as {found.value}, which only TensorFlow reads; "
+            f"prepare it into another folder with --data-dir"
+        )
+
+
+@contextlib.contextmanager
+def _without_absl_warnings():
+    """Leaves out TFDS's remarks on folders that are not prepared yet."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(*folders: Path):
+    """Removes, if the block fails, those of the folders that did not exist before it; the first is the root."""
+    new = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (folders[0] / "downloads" / "extracted", folders[0] / "downloads"):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if empty
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+

@@ -1,0 +1,17 @@
+"""The one exception for mistakes that the user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; the message is one line: what was wrong, what to write instead.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns a hint of the known names closest to a mistyped one: "; did you mean a, b?", or ""."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(matches)}?" if matches else ""

@@ -1,0 +1,65 @@
+"""Pictures of a run: learning curves and the confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+# Beyond so many classes the names would not be legible; the matrix is drawn without them.
+NAMED_CLASSES = 40
+# Up to so many classes every cell has its count written in.
+COUNTED_CLASSES = 20
+
+
+def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Draws loss and accuracy by epoch, training and test, as PNG.
+
+    Args:
+      records: of `metrics.jsonl`, kinds "epoch" and "test".
+      path: of the picture.
+      title: above it.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        for kind, label in (("epoch", "training"), ("test", "test")):
+            points = [(record["epoch"], record[name]) for record in records if record["kind"] == kind]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"{label} ({points[-1][1]:.4f})")
+        axis.set(xlabel="epoch", ylabel="loss (nats)" if name == "loss" else name)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path, *, title: str) -> None:
+    """Draws a confusion matrix as PNG, each row shaded by its share of the class.
+
+    Args:
+      confusion: (classes, classes) counts, rows by label and columns by prediction.
+      class_names: in the order of the labels.
+      path: of the picture.
+      title: above it.
+    """
+    classes = len(class_names)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    size = min(max(5.0, 0.55 * classes + 2), 16)
+    figure, axis = plt.subplots(figsize=(size, size), layout="constrained")
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if classes <= NAMED_CLASSES:
+        axis.set_xticks(range(classes), class_names, rotation=90)
+        axis.set_yticks(range(classes), class_names)
+    if classes <= COUNTED_CLASSES:
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axis.text(column, row, f"{confusion[row, column]}", ha="center", va="center", color=colour, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+    figure.colorbar(image, shrink=0.75, label="share of the class")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,83 @@
+"""Checkpoints through orbax: atomic, written in the background, the newest few and the best kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from flaxcnn.errors import UserError
+from flaxcnn.training.workdir import CHECKPOINTS
+
+
+class Checkpoints:
+    """The checkpoints of a work directory, by step."""
+
+    def __init__(self, workdir: Path, *, keep: int = 1):
+        def accuracy(metrics: dict[str, float]) -> float:
+            return metrics["accuracy"]
+
+        kept = [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            best_fn=accuracy, preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept)
+        )
+        logging.get_absl_logger().addFilter(_is_news)
+        self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).resolve(), options=options)
+
+    def save(self, step: int, tree: Any, accuracy: float | None) -> None:
+        """Starts to write a pytree of arrays; the caller may donate the arrays at once.
+
+        Args:
+          step: names the checkpoint.
+          tree: what `restore` gives back.
+          accuracy: on the test split, if it was evaluated at this step; the highest marks the best checkpoint.
+        """
+        # Orbax may still read the arrays while the next step overwrites them, so it gets arrays of its own.
+        snapshot = jax.tree.map(jnp.copy, tree)
+        metrics = None if accuracy is None else {"accuracy": accuracy}
+        self._manager.save(step, args=ocp.args.StandardSave(snapshot), metrics=metrics)
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the highest test accuracy, or None if none was evaluated."""
+        return self._manager.best_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the pytree saved at a step, with the structure, shapes, dtypes and devices of `like`.
+
+        Raises:
+          UserError: there is no such checkpoint, or it holds something else.
+        """
+        if step not in self.steps:
+            raise UserError(f"there is no checkpoint of step {step}; there are {self.steps}")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"checkpoint {step} does not fit this network and optimizer: {reason}") from error
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _is_news(record: Any) -> bool:
+    return "did not provide metrics" not in record.getMessage()

@@ -1,0 +1,118 @@
+"""A configuration made concrete: its network, the shapes it works on, and what happens to the pixels."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from flaxcnn.config import TrainConfig, to_steps, validate
+from flaxcnn.data.preprocess import preprocess
+from flaxcnn.errors import UserError
+from flaxcnn.models import create_model, model_info
+from flaxcnn.training.optimizer import make_optimizer, make_schedule
+from flaxcnn.training.state import TrainState, create_state
+from flaxcnn.training.step import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What training, evaluation and prediction have in common.
+
+    Attributes:
+      config: the configuration it was made from, valid.
+      model: the network.
+      class_names: of the data set, in the order of the labels.
+      image_shape: (height, width, channels) of the stored images.
+      input_shape: (height, width, channels) that the network is fed.
+      preprocess: `preprocess(images, key=None)`, from uint8 to the network's input.
+    """
+
+    config: TrainConfig
+    model: nn.Module
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    input_shape: tuple[int, int, int]
+    preprocess: Preprocess
+
+    def schedule(self, steps_per_epoch: int) -> optax.Schedule:
+        """Returns the learning rate by step."""
+        return make_schedule(
+            self.config.schedule,
+            self.config.optimizer.learning_rate,
+            total_steps=to_steps(self.config.duration, steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    def optimizer(self, steps_per_epoch: int = 1) -> optax.GradientTransformation:
+        """Returns the optimizer; its state has the same structure whatever the steps of an epoch."""
+        return make_optimizer(self.config.optimizer, self.schedule(steps_per_epoch))
+
+    def create_state(self, optimizer: optax.GradientTransformation) -> TrainState:
+        """Returns the state before the first step."""
+        return create_state(self.model, optimizer, seed=self.config.seed, input_shape=self.input_shape)
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raises `UserError` for whatever is wrong with a configuration and shows without its data."""
+    validate(config)
+    info = model_info(config.model.name)
+    create_model(config.model.name, dtype=config.model.dtype, **config.model.options.to_dict())
+    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("model.dtype is 'float64', which JAX computes only with JAX_ENABLE_X64=1 set")
+    size = config.data.image_size
+    if size is not None and size < info.minimum_size:
+        raise UserError(
+            f"data.image_size is {size}; {info.name} takes images of at least "
+            f"{info.minimum_size}x{info.minimum_size} pixels"
+        )
+
+
+def make_experiment(
+    config: TrainConfig, class_names: tuple[str, ...], image_shape: tuple[int, int, int]
+) -> Experiment:
+    """Builds what a configuration describes, on images of a given shape and classes.
+
+    Raises:
+      UserError: the configuration cannot work, or not on this data.
+    """
+    check_config(config)
+    data, name = config.data, config.model.name
+    height, width, channels = image_shape
+    classes = config.model.num_classes or len(class_names)
+    if classes != len(class_names):
+        raise UserError(
+            f"model.num_classes is {classes}, but {data.name} has {len(class_names)} classes; leave it unset"
+        )
+    for field in ("mean", "std"):
+        if len(getattr(data, field)) not in (1, channels):
+            raise UserError(
+                f"data.{field} has {len(getattr(data, field))} values; the images of {data.name} have "
+                f"{channels} channels, so write 1 or {channels}"
+            )
+    if data.resize == "pad" and data.image_size is not None and data.image_size < max(height, width):
+        raise UserError(
+            f"data.resize is 'pad', but images of {height}x{width} do not fit into data.image_size "
+            f"{data.image_size}; write 'bilinear', or a larger size"
+        )
+    if data.image_size is not None:
+        height = width = data.image_size
+    minimum = model_info(name).minimum_size
+    if min(height, width) < minimum:
+        raise UserError(
+            f"{name} takes images of at least {minimum}x{minimum} pixels, and those of {data.name} are "
+            f"{height}x{width}; set data.image_size to {minimum} or more"
+        )
+    model = create_model(
+        name, num_classes=classes, dtype=config.model.dtype, **config.model.options.to_dict()
+    )
+    return Experiment(
+        config=config,
+        model=model,
+        class_names=tuple(class_names),
+        image_shape=tuple(image_shape),
+        input_shape=(height, width, channels),
+        preprocess=functools.partial(preprocess, data, dtype=jnp.dtype(config.model.dtype)),
+    )

@@ -1,0 +1,161 @@
+"""The work directory: what it holds, whose it is, and how a run finds its way back into it.
+
+    run.json          configuration, data set, package versions and git revision of the run
+    checkpoints/      one folder a checkpoint, named by its step
+    metrics.jsonl     one record a line
+    events.out.*      the same for TensorBoard
+    results.json, *.png   the end of the run
+"""
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flaxcnn import config as config_lib
+from flaxcnn.config import TrainConfig
+from flaxcnn.errors import UserError
+from flaxcnn.training.experiment import Experiment, make_experiment
+
+RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
+
+# A run that continues from a checkpoint must agree with it on these, or it would be another experiment.
+_IDENTITY = (
+    "seed",
+    "batch_size",
+    "label_smoothing",
+    "model",
+    "data",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "optimizer.weight_decay_on",
+    "optimizer.nesterov",
+    "optimizer.clip_norm",
+)
+_NOT_IDENTITY = ("data.data_dir", "data.test_split")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """Returns the content of `run.json`.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    path = workdir / RUN_FILE
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{workdir} holds no run ({RUN_FILE} is missing); train with --workdir={workdir}") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def open_experiment(workdir: Path) -> Experiment:
+    """Returns the experiment whose run a work directory holds, without its data."""
+    run = read_run(workdir)
+    return make_experiment(
+        config_lib.from_dict(run["config"]), tuple(run["data"]["class_names"]), tuple(run["data"]["image_shape"])
+    )
+
+
+def check_usable(workdir: Path, config: TrainConfig) -> list[str]:
+    """Checks that a run may go into a folder, without writing anything.
+
+    Returns:
+      The leaves that the configuration changes since the run that the folder holds, as "name: old -> new".
+
+    Raises:
+      UserError: it cannot be written to, or holds checkpoints of another experiment.
+    """
+    existing = workdir
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"work directory {workdir} cannot be made: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"work directory {workdir} cannot be written to: no permission on {existing}")
+    if not has_checkpoints(workdir):
+        return []
+    before, now = read_run(workdir)["config"], config_lib.to_dict(config)
+    changes = {path: (_get(before, path), _get(now, path)) for path in sorted(_paths(before) | _paths(now))}
+    changes = {path: pair for path, pair in changes.items() if pair[0] != pair[1]}
+    other = {path: pair for path, pair in changes.items() if _is_identity(path)}
+    if other:
+        differences = ", ".join(f"{path} {then!r}, not {this!r}" for path, (then, this) in other.items())
+        raise UserError(f"{workdir} holds another experiment ({differences}); choose another --workdir")
+    return [f"{path}: {then!r} -> {this!r}" for path, (then, this) in changes.items()]
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Returns whether a finished checkpoint lies in a work directory."""
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+
+
+def create(workdir: Path, experiment: Experiment) -> None:
+    """Makes the folder and records the run in it.
+
+    Raises:
+      UserError: it cannot be written to.
+    """
+    run = {
+        "config": config_lib.to_dict(experiment.config),
+        "data": {"class_names": experiment.class_names, "image_shape": experiment.image_shape},
+        "environment": _environment(),
+    }
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / RUN_FILE, run)
+    except OSError as error:
+        raise UserError(f"work directory {workdir} cannot be written to: {error.strerror}") from None
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "flaxcnn")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of the source, with "+changes" if files differ from it; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).resolve().parent
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _paths(values: dict[str, Any], prefix: str = "") -> set[str]:
+    paths: set[str] = set()
+    for key, value in values.items():
+        paths |= _paths(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return paths
+
+
+def _get(values: Any, path: str) -> Any:
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def _is_identity(path: str) -> bool:
+    return path not in _NOT_IDENTITY and any(path == key or path.startswith(key + ".") for key in _IDENTITY)
