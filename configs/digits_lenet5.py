@@ -1,7 +1,9 @@
 """LeNet-5 on scikit-learn's handwritten digits: the default run, with no download.
 
-    python train.py
+python train.py
 """
+
+from ml_collections import ConfigDict
 
 from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -9,9 +11,9 @@ from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleCon
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=32,
-        duration="20 epochs",
-        model=ModelConfig(name="lenet5"),
-        data=DataConfig(name="digits", image_size=28, mean=(0.305,), std=(0.376,)),
-        optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=1e-4),
+        duration="30 epochs",
+        model=ModelConfig(name="lenet5", options=ConfigDict({"activation": "tanh"})),
+        data=DataConfig(name="digits", image_size=28, mean=(0.305,), std=(0.376,), crop_padding=1),
+        optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9, weight_decay=1e-4),
         schedule=ScheduleConfig(name="cosine"),
     )

@@ -153,7 +153,11 @@ def validate(config: TrainConfig) -> None:
         if minimum is not None and not value >= minimum:
             raise UserError(f"{path} is {value}; it must be {minimum} or more")
     positive = ("duration", "evaluation.every", "checkpoint.every", "logging.every")
-    for path in (*positive, "schedule.warmup", *(f"schedule.milestones[{i}]" for i in range(_milestones(config)))):
+    for path in (
+        *positive,
+        "schedule.warmup",
+        *(f"schedule.milestones[{i}]" for i in range(_milestones(config))),
+    ):
         try:
             amount, _ = _parse_duration(get_leaf(config, path))
         except UserError as error:
@@ -200,6 +204,13 @@ def leaf_paths(config: Any) -> list[str]:
 def leaf_type(config: Any, path: str) -> Any:
     """Returns the declared type of the leaf at a dotted path, or None where there is no such leaf."""
     return next((field.type for leaf, field, _ in _leaves(config) if leaf == path), None)
+
+
+def leaf_meaning(config: Any, path: str) -> str:
+    """Returns the one line on what the leaf at a dotted path means, and the values it may take."""
+    metadata = next(field.metadata for leaf, field, _ in _leaves(config) if leaf == path)
+    choices = f" ({', '.join(metadata['choices'])})" if metadata["choices"] else ""
+    return metadata["meaning"] + choices
 
 
 def type_name(annotation: Any) -> str:

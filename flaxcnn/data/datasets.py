@@ -1,9 +1,7 @@
 """Prepared TFDS image classification sets as arrays: decoded once, uint8, ready for the device."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import io
 import math
 
 import cv2
@@ -70,7 +68,7 @@ def load(
                 f"data set {name} is not prepared in {builder.data_dir_root}; "
                 f"run: python -m flaxcnn prepare {name}{folder}"
             )
-        builder = _prepare_quietly(name, data_dir)
+        builder = prepare(name, data_dir)
     require_readable(builder)
     image_key, label_key = _supervised_keys(builder)
     num_examples = _num_examples(builder, split)
@@ -97,19 +95,9 @@ def load(
         for done in [pool.submit(read, start) for start in range(0, num_examples, READ_AT_ONCE)]:
             done.result()
     names = class_names(builder)
-    if not (0 <= labels.min() and labels.max() < len(names)):
+    if not (labels.min() >= 0 and labels.max() < len(names)):
         raise UserError(f"split {split!r} of {builder.name} holds images without a label; take another split")
     return ImageDataset(builder.name, split, images, labels, names)
-
-
-def _prepare_quietly(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Prepares a set too small for TFDS's progress bars to be worth reading."""
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return prepare(name, data_dir)
-    finally:
-        tfds.enable_progress_bar()
 
 
 def decode_image(encoded: bytes, channels: int) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ from absl import logging
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.core.download import checksums, resource
 
-from flaxcnn.data import digits  # noqa: F401 - registers the builder
+from flaxcnn.data import digits
 from flaxcnn.errors import UserError, nearest
 
 FILE_FORMAT = "array_record"
@@ -46,6 +47,11 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
         return builder.is_prepared()
 
 
+def has_tensorflow() -> bool:
+    """Returns whether TensorFlow is installed, without loading it."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
 def prepare(name: str, data_dir: str | None = None, source: Path | None = None) -> tfds.core.DatasetBuilder:
     """Downloads and prepares a data set, unless it is prepared already.
 
@@ -67,7 +73,7 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
         require_readable(builder)
         return builder
     downloads = builder.url_infos or {}
-    if downloads and importlib.util.find_spec("tensorflow") is None:
+    if downloads and not has_tensorflow():
         raise UserError(f"preparing {name} needs TensorFlow: pip install 'flaxcnn[prepare]'")
     staged = _match(builder, source) if source else {}
 
@@ -77,7 +83,7 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
         manual = source if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else None
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         try:
-            with _without_absl_warnings():
+            with _without_absl_warnings(), _quiet_if(isinstance(builder, digits.Digits)):
                 builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
         except ImportError as error:
             raise UserError(f"preparing {name} needs {error.name}: pip install 'flaxcnn[prepare]'") from error
@@ -147,6 +153,20 @@ def _without_absl_warnings():
 
 
 @contextlib.contextmanager
+def _quiet_if(tiny: bool):
+    """Leaves out TFDS's messages and progress bars for a set that takes no time."""
+    if not tiny:
+        yield
+        return
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def _removed_on_failure(*folders: Path):
     """Removes, if the block fails, those of the folders that did not exist before it; the first is the root."""
     new = [folder for folder in folders if not folder.exists()]
@@ -163,4 +183,3 @@ def _removed_on_failure(*folders: Path):
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 # Beyond so many classes the names would not be legible; the matrix is drawn without them.
 NAMED_CLASSES = 40
@@ -29,7 +29,12 @@ def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title
         for kind, label in (("epoch", "training"), ("test", "test")):
             points = [(record["epoch"], record[name]) for record in records if record["kind"] == kind]
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"{label} ({points[-1][1]:.4f})")
+                axis.plot(
+                    *zip(*points, strict=True),
+                    marker="o",
+                    markersize=3,
+                    label=f"{label} ({points[-1][1]:.4f})",
+                )
         axis.set(xlabel="epoch", ylabel="loss (nats)" if name == "loss" else name)
         axis.grid(alpha=0.3)
         axis.legend()

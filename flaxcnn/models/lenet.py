@@ -36,7 +36,9 @@ class LeNet5(nn.Module):
     def setup(self):
         """Declares the layers."""
         common = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(nn.Conv, kernel_size=(5, 5), kernel_init=nn.initializers.xavier_uniform(), **common)
+        conv = functools.partial(
+            nn.Conv, kernel_size=(5, 5), kernel_init=nn.initializers.xavier_uniform(), **common
+        )
         dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), **common)
         norm = functools.partial(layers.make_norm, self.norm, axis_name=self.bn_axis_name, **common)
         self.conv1, self.norm1 = conv(6, padding=2), norm()
@@ -67,8 +69,8 @@ class LeNet5(nn.Module):
 
 # Table I of the paper: the maps of S2 that each of the 16 maps of C3 sees. 60 connections in all.
 C3_CONNECTIONS: tuple[tuple[int, ...], ...] = (
-    *(tuple((i + k) % 6 for k in range(3)) for i in range(6)),
-    *(tuple((i + k) % 6 for k in range(4)) for i in range(6)),
+    *(tuple(sorted((i + k) % 6 for k in range(3))) for i in range(6)),
+    *(tuple(sorted((i + k) % 6 for k in range(4))) for i in range(6)),
     (0, 1, 3, 4),
     (1, 2, 4, 5),
     (0, 2, 3, 5),

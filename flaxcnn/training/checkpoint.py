@@ -10,11 +10,12 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from flaxcnn.errors import UserError
+from flaxcnn.training.state import Carry
 from flaxcnn.training.workdir import CHECKPOINTS
 
 
 class Checkpoints:
-    """The checkpoints of a work directory, by step."""
+    """The checkpoints of a work directory, by step; a context that ends when everything is written."""
 
     def __init__(self, workdir: Path, *, keep: int = 1):
         def accuracy(metrics: dict[str, float]) -> float:
@@ -30,16 +31,23 @@ class Checkpoints:
         logging.get_absl_logger().addFilter(_is_news)
         self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).resolve(), options=options)
 
-    def save(self, step: int, tree: Any, accuracy: float | None) -> None:
-        """Starts to write a pytree of arrays; the caller may donate the arrays at once.
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, step: int, carry: Carry, accuracy: float | None) -> None:
+        """Starts to write a checkpoint; the caller may donate its arrays at once.
 
         Args:
           step: names the checkpoint.
-          tree: what `restore` gives back.
+          carry: what `restore` gives back.
           accuracy: on the test split, if it was evaluated at this step; the highest marks the best checkpoint.
         """
         # Orbax may still read the arrays while the next step overwrites them, so it gets arrays of its own.
-        snapshot = jax.tree.map(jnp.copy, tree)
+        snapshot = jax.tree.map(jnp.copy, carry)
         metrics = None if accuracy is None else {"accuracy": accuracy}
         self._manager.save(step, args=ocp.args.StandardSave(snapshot), metrics=metrics)
 
@@ -58,25 +66,18 @@ class Checkpoints:
         """Steps of all checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Returns the pytree saved at a step, with the structure, shapes, dtypes and devices of `like`.
+    def restore(self, step: int, like: Carry) -> Carry:
+        """Returns what was saved at a step, with the structure, shapes, dtypes and devices of `like`.
 
         Raises:
-          UserError: there is no such checkpoint, or it holds something else.
+          UserError: it holds something else.
         """
-        if step not in self.steps:
-            raise UserError(f"there is no checkpoint of step {step}; there are {self.steps}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f"checkpoint {step} does not fit this network and optimizer: {reason}") from error
-
-    def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
 
 
 def _is_news(record: Any) -> bool:

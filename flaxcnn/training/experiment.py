@@ -59,7 +59,7 @@ def check_config(config: TrainConfig) -> None:
     """Raises `UserError` for whatever is wrong with a configuration and shows without its data."""
     validate(config)
     info = model_info(config.model.name)
-    create_model(config.model.name, dtype=config.model.dtype, **config.model.options.to_dict())
+    _build(config, info.num_classes)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise UserError("model.dtype is 'float64', which JAX computes only with JAX_ENABLE_X64=1 set")
     size = config.data.image_size
@@ -87,10 +87,11 @@ def make_experiment(
             f"model.num_classes is {classes}, but {data.name} has {len(class_names)} classes; leave it unset"
         )
     for field in ("mean", "std"):
-        if len(getattr(data, field)) not in (1, channels):
+        given, fitting = len(getattr(data, field)), sorted({1, channels})
+        if given not in fitting:
             raise UserError(
-                f"data.{field} has {len(getattr(data, field))} values; the images of {data.name} have "
-                f"{channels} channels, so write 1 or {channels}"
+                f"data.{field} has {given} values, and the images of {data.name} {channels} channels; "
+                f"write {' or '.join(map(str, fitting))}"
             )
     if data.resize == "pad" and data.image_size is not None and data.image_size < max(height, width):
         raise UserError(
@@ -105,14 +106,22 @@ def make_experiment(
             f"{name} takes images of at least {minimum}x{minimum} pixels, and those of {data.name} are "
             f"{height}x{width}; set data.image_size to {minimum} or more"
         )
-    model = create_model(
-        name, num_classes=classes, dtype=config.model.dtype, **config.model.options.to_dict()
-    )
     return Experiment(
         config=config,
-        model=model,
+        model=_build(config, classes),
         class_names=tuple(class_names),
         image_shape=tuple(image_shape),
         input_shape=(height, width, channels),
         preprocess=functools.partial(preprocess, data, dtype=jnp.dtype(config.model.dtype)),
     )
+
+
+def _build(config: TrainConfig, num_classes: int) -> nn.Module:
+    options = config.model.options.to_dict()
+    if taken := {"num_classes", "dtype"} & set(options):
+        raise UserError(f"model.options.{min(taken)} is written model.{min(taken)}")
+    try:
+        return create_model(config.model.name, num_classes=num_classes, dtype=config.model.dtype, **options)
+    except UserError as error:
+        hint = "; --config.model.options={} leaves all options out" if "has no field" in str(error) else ""
+        raise UserError(f"model.options: {error}{hint}") from None

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,31 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return records
 
 
-class Progress:
-    """The run on the screen: a moving bar on a terminal, and one line an epoch in any case."""
+def say(console: rich.console.Console, line: str) -> None:
+    """Prints a line as it is: no wrapping, no colours."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def __init__(self, console: rich.console.Console, *, total_steps: int, steps_per_epoch: int, start_step: int):
-        self._console = console
-        self._total, self._per_epoch = total_steps, steps_per_epoch
-        self._rate = 0.0
+
+class Recorder:
+    """Records a run and shows it: a moving bar on a terminal, and one line an epoch in any case.
+
+    A context; it takes the bar away and closes the files at the end.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        console: rich.console.Console,
+        *,
+        start: int,
+        total: int,
+        per_epoch: int,
+        batch_size: int,
+    ):
+        self._console, self._log = console, MetricsLog(workdir, start_step=start)
+        self._total, self._per_epoch, self._batch_size = total, per_epoch, batch_size
+        self._steps_per_second = 0.0
+        self._clock: tuple[int, float] | None = None
         columns = (
             rich.progress.TextColumn("epoch {task.fields[epoch]}"),
             rich.progress.BarColumn(bar_width=None),
@@ -70,39 +89,53 @@ class Progress:
             *columns, console=console, transient=True, expand=True, disable=not console.is_terminal
         )
         self._task = self._bar.add_task(
-            "", total=total_steps, completed=start_step, epoch=self._epoch(start_step), numbers="compiling"
+            "", total=total, completed=start, epoch=self._epoch(start + 1), numbers="compiling"
         )
-        self._bar.start()
 
-    def update(self, step: int, *, loss: float, accuracy: float, images_per_second: float, steps_per_second: float):
-        """Moves the bar to a step."""
-        self._rate = steps_per_second
-        numbers = (
-            f"loss {loss:.4f}  accuracy {accuracy:.4f}  {images_per_second:,.0f} images/s  eta {self._eta(step)}"
-        )
+    def __enter__(self) -> "Recorder":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+        self._log.close()
+
+    def tick(self, step: int) -> None:
+        """Notes that a step was handed to the device; the first stands for compilation and is not timed."""
+        if self._clock is None:
+            self._clock = step, time.perf_counter()
+
+    def interval(self, step: int, means: dict[str, float], learning_rate: float) -> None:
+        """Records the training since the last such record."""
+        since, seconds = step - self._clock[0], time.perf_counter() - self._clock[1]
+        self._clock = None
+        if since:
+            self._steps_per_second = since / max(seconds, 1e-9)
+        rate = {"learning_rate": learning_rate, "images_per_second": self._images_per_second}
+        self._log.write("interval", step, step / self._per_epoch, {**means, **rate})
+        numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}  {self._speed(step)}"
         self._bar.update(self._task, completed=step, epoch=self._epoch(step), numbers=numbers)
 
-    def end_epoch(self, step: int, *, loss: float, accuracy: float, images_per_second: float, test: float | None):
-        """Prints the line of a finished epoch."""
-        tested = "" if test is None else f"  test accuracy {test:.4f}"
-        self.say(
-            f"epoch {self._epoch(step)}  loss {loss:.4f}  accuracy {accuracy:.4f}{tested}  "
-            f"{images_per_second:,.0f} images/s  eta {self._eta(step)}"
-        )
+    def test(self, step: int, scalars: dict[str, float]) -> None:
+        """Records an evaluation."""
+        self._clock = None
+        self._log.write("test", step, step / self._per_epoch, scalars)
 
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+    def epoch(self, step: int, means: dict[str, float], test_accuracy: float | None) -> None:
+        """Records an epoch, and prints its line."""
+        self._log.write("epoch", step, step / self._per_epoch, means)
+        tested = "" if test_accuracy is None else f"  test accuracy {test_accuracy:.4f}"
+        numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}{tested}"
+        say(self._console, f"epoch {self._epoch(step)}  {numbers}  {self._speed(step)}")
 
-    def close(self) -> None:
-        """Takes the bar away."""
-        self._bar.stop()
+    @property
+    def _images_per_second(self) -> float:
+        return self._steps_per_second * self._batch_size
 
     def _epoch(self, step: int) -> str:
-        width = len(str(math.ceil(self._total / self._per_epoch)))
-        return f"{min(math.ceil(step / self._per_epoch) or 1, 10**9):>{width}}/{math.ceil(self._total / self._per_epoch)}"
+        epochs = math.ceil(self._total / self._per_epoch)
+        return f"{math.ceil(step / self._per_epoch):>{len(str(epochs))}}/{epochs}"
 
-    def _eta(self, step: int) -> str:
-        if not self._rate:
-            return "-:--:--"
-        return str(datetime.timedelta(seconds=round((self._total - step) / self._rate)))
+    def _speed(self, step: int) -> str:
+        seconds = (self._total - step) / self._steps_per_second if self._steps_per_second else 0
+        return f"{self._images_per_second:,.0f} images/s  eta {datetime.timedelta(seconds=round(seconds))}"

@@ -1,15 +1,15 @@
 """The loop: a configuration and a work directory in, a trained network and its numbers out."""
 
+import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import rich.console
 
 from flaxcnn.config import TrainConfig, to_steps
@@ -21,8 +21,9 @@ from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.evaluation import Data, Evaluation, gather, make_evaluator
 from flaxcnn.training.experiment import Experiment, check_config, make_experiment
 from flaxcnn.training.interrupt import Interrupt
-from flaxcnn.training.logging import MetricsLog, Progress
+from flaxcnn.training.logging import Recorder, say
 from flaxcnn.training.report import print_evaluation, write_results
+from flaxcnn.training.state import Carry, zero_metrics
 from flaxcnn.training.step import make_train_step
 
 
@@ -46,8 +47,8 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
       The evaluation of the final parameters on the test split.
 
     Raises:
-      UserError: the configuration cannot work, the data is not there, or the folder holds another experiment.
-        Nothing has been written then.
+      UserError: the configuration cannot work, the data is not there, or the folder holds another experiment, and
+        nothing has been written; or training diverged, and the checkpoints are from before.
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     console = console or rich.console.Console()
@@ -56,27 +57,148 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
     changes = workdir_lib.check_usable(workdir, config)
     train, test = load_split(config, config.data.train_split), load_split(config, config.data.test_split)
     experiment = make_experiment(config, train.class_names, train.images.shape[1:])
-    run = _Run(experiment, len(train))
+    plan = Plan(config, len(train))
     workdir_lib.create(workdir, experiment)
     for change in changes:
-        console.print(f"changed since the checkpoint: {change}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"changed since the checkpoint: {change}")
 
-    device_data = to_device(train), to_device(test)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    try:
-        evaluation = run.train(*device_data, workdir, checkpoints, console)
-    finally:
-        checkpoints.close()
-    write_results(workdir, experiment, evaluation, step=run.total_steps)
+    evaluate = make_evaluator(experiment)
+    train, test = to_device(train), to_device(test)
+    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+        carry, evaluation = _train(experiment, plan, evaluate, train, test, workdir, checkpoints, console)
+    if evaluation is None:
+        evaluation = evaluate(carry.state, test)
+    write_results(workdir, experiment, evaluation, step=plan.total)
     print_evaluation(
-        console, experiment, evaluation, split=config.data.test_split, checkpoint=f"after step {run.total_steps:,}"
+        console, experiment, evaluation, split=config.data.test_split, checkpoint=f"after step {plan.total:,}"
     )
-    console.print(f"results in {workdir}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"results in {workdir}")
     return evaluation
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is due when, in steps counted from 1.
+
+    Raises:
+      UserError: an epoch has no whole batch.
+    """
+
+    config: TrainConfig
+    num_examples: int
+
+    def __post_init__(self):
+        if not self.per_epoch:
+            raise UserError(
+                f"batch_size is {self.config.batch_size}; split {self.config.data.train_split!r} of "
+                f"{self.config.data.name} has only {self.num_examples} examples"
+            )
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return self.num_examples // self.config.batch_size
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return max(to_steps(self.config.duration, self.per_epoch), 1)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Returns whether the step is the last of an epoch, or of the run."""
+        return self._due(step, "1 epoch")
+
+    def logs(self, step: int) -> bool:
+        """Returns whether a training record is due."""
+        return self._due(step, self.config.logging.every) or self.ends_epoch(step)
+
+    def evaluates(self, step: int) -> bool:
+        """Returns whether an evaluation is due."""
+        return self._due(step, self.config.evaluation.every)
+
+    def saves(self, step: int) -> bool:
+        """Returns whether a checkpoint is due."""
+        return self._due(step, self.config.checkpoint.every)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Returns the numbers of the examples that the step sees."""
+        epoch, step_of_epoch = divmod(step - 1, self.per_epoch)
+        sizes = {"batch_size": self.config.batch_size, "num_examples": self.num_examples}
+        return training_batch(self.config.seed, epoch, step_of_epoch, **sizes)
+
+    def _due(self, step: int, every: str) -> bool:
+        return step % max(to_steps(every, self.per_epoch), 1) == 0 or step == self.total
+
+
+def _train(
+    experiment: Experiment,
+    plan: Plan,
+    evaluate: Callable[..., Evaluation],
+    train: Data,
+    test: Data,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    console: rich.console.Console,
+) -> tuple[Carry, Evaluation | None]:
+    """Runs from the newest checkpoint, or the beginning, to the end; nothing in a step waits for the device."""
+    schedule, optimizer = experiment.schedule(plan.per_epoch), experiment.optimizer(plan.per_epoch)
+    train_batch = make_train_batch(experiment, optimizer)
+    carry = Carry.start(experiment.create_state(optimizer))
+    if checkpoints.latest_step is not None:
+        carry = checkpoints.restore(checkpoints.latest_step, carry)
+    step, evaluation = int(carry.state.step), None
+    if step >= plan.total:
+        say(
+            console,
+            f"{workdir} is complete; a longer --config.duration or another --workdir trains on",
+        )
+    elif step:
+        say(console, f"continuing {workdir} after step {step:,} of {plan.total:,}")
+
+    sizes = {"total": plan.total, "per_epoch": plan.per_epoch, "batch_size": plan.config.batch_size}
+    with Recorder(workdir, console, start=step, **sizes) as recorder, Interrupt() as interrupt:
+        while step < plan.total:
+            step += 1
+            carry, evaluation = train_batch(carry, train, plan.indices(step)), None
+            recorder.tick(step)
+            if plan.logs(step):
+                recorder.interval(step, _finite_means(carry.interval, step), float(schedule(step - 1)))
+                carry = carry.replace(interval=zero_metrics())
+            if plan.evaluates(step):
+                evaluation = evaluate(carry.state, test)
+                recorder.test(step, evaluation.scalars)
+            if plan.ends_epoch(step):
+                recorder.epoch(step, _finite_means(carry.epoch, step), evaluation and evaluation.accuracy)
+                carry = carry.replace(epoch=zero_metrics())
+            if plan.saves(step) or interrupt.received:
+                _finite_means(carry.epoch, step)
+                checkpoints.save(step, carry, evaluation and evaluation.accuracy)
+            if interrupt.received and step < plan.total:
+                message = f"stopped and saved after step {step:,} of {plan.total:,}; the same command continues"
+                raise Interrupted(message, 128 + interrupt.received)
+    return carry, evaluation
+
+
+def make_train_batch(
+    experiment: Experiment, optimizer: optax.GradientTransformation
+) -> Callable[[Carry, Data, np.ndarray], Carry]:
+    """Returns the compiled step of the loop: gathers a batch, takes the step, and adds up the metrics."""
+    train_step = make_train_step(
+        experiment.model, optimizer, experiment.preprocess, label_smoothing=experiment.config.label_smoothing
+    )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_batch(carry: Carry, data: Data, indices: jax.Array) -> Carry:
+        batch = gather(data, indices, jnp.ones(indices.shape, jnp.float32))
+        state, metrics = train_step(carry.state, batch)
+        add = functools.partial(jax.tree.map, jnp.add)
+        return Carry(state, interval=add(carry.interval, metrics), epoch=add(carry.epoch, metrics))
+
+    return train_batch
+
+
 def load_split(config: TrainConfig, split: str) -> datasets.ImageDataset:
-    """Reads a split of the configured data set, if it fits beside the network."""
+    """Reads a split of the configured data set, if it takes at most a quarter of the memory."""
     memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return datasets.load(
@@ -93,158 +215,14 @@ def to_device(dataset: datasets.ImageDataset) -> Data:
     return jax.device_put({"image": dataset.images, "label": dataset.labels}, jax.devices()[0])
 
 
-class _Run:
-    """The compiled functions of a run, and the loop that calls them."""
-
-    def __init__(self, experiment: Experiment, num_examples: int):
-        config = experiment.config
-        self.config, self.experiment, self.num_examples = config, experiment, num_examples
-        self.steps_per_epoch = num_examples // config.batch_size
-        if not self.steps_per_epoch:
-            raise UserError(
-                f"batch_size is {config.batch_size}; split {config.data.train_split!r} of {config.data.name} has "
-                f"only {num_examples} examples"
-            )
-        self.total_steps = self._steps(config.duration)
-        self.schedule = experiment.schedule(self.steps_per_epoch)
-        self.optimizer = experiment.optimizer(self.steps_per_epoch)
-        self.evaluate = make_evaluator(experiment)
-        self.train_batch = make_train_batch(experiment, self.optimizer)
-
-    def _steps(self, duration: str) -> int:
-        return max(to_steps(duration, self.steps_per_epoch), 1)
-
-    def train(self, train: Data, test: Data, workdir: Path, checkpoints: Checkpoints, console) -> Evaluation:
-        """Runs from the newest checkpoint, or the beginning, to the end."""
-        config, total = self.config, self.total_steps
-        log_every, eval_every, save_every = (
-            self._steps(section.every) for section in (config.logging, config.evaluation, config.checkpoint)
-        )
-        carry = self._initial(checkpoints)
-        step = first_step = int(carry["state"].step)
-        if step:
-            progress_line = f"continuing {workdir} after step {step:,} of {total:,}"
-            console.print(progress_line, highlight=False, soft_wrap=True, markup=False)
-        log = MetricsLog(workdir, start_step=step)
-        progress = Progress(
-            console, total_steps=total, steps_per_epoch=self.steps_per_epoch, start_step=step
-        )
-        rate = _Rate(config.batch_size)
-        evaluation = None
-        try:
-            with Interrupt() as interrupt:
-                while step < total:
-                    epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-                    indices = training_batch(
-                        config.seed,
-                        epoch,
-                        step_of_epoch,
-                        batch_size=config.batch_size,
-                        num_examples=self.num_examples,
-                    )
-                    carry = self.train_batch(carry, train, indices)
-                    step += 1
-                    if step == first_step + 1:
-                        rate.restart(step)  # what came before was compilation
-                    evaluation = None
-                    ends_epoch = step % self.steps_per_epoch == 0 or step == total
-                    if step % log_every == 0 or ends_epoch:
-                        self._log_interval(carry, step, log, progress, rate)
-                    if step % eval_every == 0 or step == total:
-                        evaluation = self._evaluate(carry, test, step, log)
-                    if ends_epoch:
-                        self._log_epoch(carry, step, log, progress, rate, evaluation)
-                    if step % save_every == 0 or step == total or interrupt.received:
-                        self._save(checkpoints, carry, step, evaluation)
-                    if step % log_every == 0 or ends_epoch or evaluation:
-                        rate.restart(step)
-                    if interrupt.received and step < total:
-                        raise Interrupted(
-                            f"stopped and saved after step {step:,} of {total:,}; the same command continues",
-                            128 + interrupt.received,
-                        )
-        finally:
-            progress.close()
-            log.close()
-        return evaluation or self.evaluate(carry["state"], test)
-
-    def _initial(self, checkpoints: Checkpoints) -> dict[str, Any]:
-        """What is carried from step to step: the state, and the sums of the metrics since they were last logged."""
-        carry = {"state": self.experiment.create_state(self.optimizer), "interval": _zeros(), "epoch": _zeros()}
-        carry = jax.device_put(carry, jax.devices()[0])
-        return carry if checkpoints.latest_step is None else checkpoints.restore(checkpoints.latest_step, carry)
-
-    def _log_interval(self, carry, step, log, progress, rate) -> None:
-        means = _means(jax.device_get(carry["interval"]))
-        carry["interval"] = jax.device_put(_zeros(), jax.devices()[0])
-        if not np.isfinite(means["loss"]):
-            raise UserError(
-                f"the loss is {means['loss']} at step {step:,}: training diverged; lower optimizer.learning_rate "
-                f"(now {self.config.optimizer.learning_rate}) or lengthen schedule.warmup, and use a new --workdir"
-            )
-        rate.measure(step)
-        learning_rate = float(self.schedule(step - 1))
-        values = {**means, "learning_rate": learning_rate, "images_per_second": rate.images_per_second}
-        log.write("interval", step, step / self.steps_per_epoch, values)
-        progress.update(
-            step, **means, images_per_second=rate.images_per_second, steps_per_second=rate.steps_per_second
-        )
-
-    def _evaluate(self, carry, test, step, log) -> Evaluation:
-        evaluation = self.evaluate(carry["state"], test)
-        log.write("test", step, step / self.steps_per_epoch, evaluation.scalars)
-        return evaluation
-
-    def _log_epoch(self, carry, step, log, progress, rate, evaluation) -> None:
-        means = _means(jax.device_get(carry["epoch"]))
-        carry["epoch"] = jax.device_put(_zeros(), jax.devices()[0])
-        log.write("epoch", step, step / self.steps_per_epoch, means)
-        test = evaluation.accuracy if evaluation else None
-        progress.end_epoch(step, **means, images_per_second=rate.images_per_second, test=test)
-
-    def _save(self, checkpoints, carry, step, evaluation) -> None:
-        if not np.isfinite(float(carry["epoch"]["loss"])):
-            raise UserError(f"the loss is not finite at step {step:,}: training diverged; nothing was saved")
-        checkpoints.save(step, carry, evaluation.accuracy if evaluation else None)
-
-
-def make_train_batch(experiment: Experiment, optimizer) -> Callable[[dict[str, Any], Data, np.ndarray], dict[str, Any]]:
-    """Returns the compiled step of the loop: gathers a batch, takes the step, and adds up the metrics."""
-    train_step = make_train_step(
-        experiment.model, optimizer, experiment.preprocess, label_smoothing=experiment.config.label_smoothing
-    )
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_batch(carry, data, indices):
-        batch = gather(data, indices, jnp.ones(indices.shape, jnp.float32))
-        state, metrics = train_step(carry["state"], batch)
-        sums = {name: jax.tree.map(jnp.add, carry[name], metrics) for name in ("interval", "epoch")}
-        return {"state": state, **sums}
-
-    return train_batch
-
-
-class _Rate:
-    """Images and steps a second since the last restart."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self.images_per_second = self.steps_per_second = 0.0
-
-    def restart(self, step: int) -> None:
-        self._step, self._time = step, time.perf_counter()
-
-    def measure(self, step: int) -> None:
-        if step > self._step:
-            self.steps_per_second = (step - self._step) / max(time.perf_counter() - self._time, 1e-9)
-            self.images_per_second = self.steps_per_second * self._batch_size
-
-
-def _zeros() -> dict[str, np.ndarray]:
-    floats = jax.dtypes.canonicalize_dtype(np.float64) if jax.config.jax_enable_x64 else np.float32
-    return {"loss": np.zeros((), floats), "correct": np.zeros((), np.int32), "count": np.zeros((), np.int32)}
-
-
-def _means(sums: dict[str, np.ndarray]) -> dict[str, float]:
+def _finite_means(sums: dict[str, jax.Array], step: int) -> dict[str, float]:
+    """Fetches sums of metrics and returns their means; raises `UserError` where training has diverged."""
+    sums = jax.device_get(sums)
     count = max(int(sums["count"]), 1)
-    return {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
+    means = {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
+    if not np.isfinite(means["loss"]):
+        raise UserError(
+            f"the loss is {means['loss']} by step {step:,}: training diverged; lower optimizer.learning_rate or "
+            f"lengthen schedule.warmup, and start in a new --workdir"
+        )
+    return means

@@ -9,7 +9,7 @@ import rich.table
 
 from flaxcnn.training.evaluation import Evaluation
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.logging import read_metrics
+from flaxcnn.training.logging import read_metrics, say
 from flaxcnn.training.workdir import write_json
 
 # Beyond so many classes a table of all of them hides more than it shows.
@@ -17,18 +17,21 @@ TABLE_CLASSES = 20
 
 
 def print_evaluation(
-    console: rich.console.Console, experiment: Experiment, evaluation: Evaluation, *, split: str, checkpoint: str
+    console: rich.console.Console,
+    experiment: Experiment,
+    evaluation: Evaluation,
+    *,
+    split: str,
+    checkpoint: str,
 ) -> None:
     """Prints the accuracy on a split, that of each class, and the confusion matrix."""
     names = experiment.class_names
     correct = round(evaluation.accuracy * evaluation.count)
     top5 = f", top-5 {evaluation.accuracy_top5:.4f}" if len(names) > 5 else ""
-    console.print(
+    say(
+        console,
         f"{split} accuracy {evaluation.accuracy:.4f} ({correct:,} of {evaluation.count:,} right){top5}, "
         f"loss {evaluation.loss:.4f}, {checkpoint}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
     )
     if evaluation.confusion is None:
         return

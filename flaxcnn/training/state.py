@@ -6,6 +6,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Array = jax.Array
@@ -37,6 +38,32 @@ class TrainState:
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@flax.struct.dataclass
+class Carry:
+    """What the loop hands from step to step, and a checkpoint holds.
+
+    Attributes:
+      state: of the training.
+      interval: sums of the metrics since the last training record.
+      epoch: sums of the metrics since the last end of an epoch.
+    """
+
+    state: TrainState
+    interval: dict[str, Array]
+    epoch: dict[str, Array]
+
+    @classmethod
+    def start(cls, state: TrainState) -> "Carry":
+        """Returns the carry of a state of which nothing has been summed yet."""
+        return jax.device_put(cls(state, zero_metrics(), zero_metrics()), jax.devices()[0])
+
+
+def zero_metrics() -> dict[str, Array]:
+    """Returns the sums of no training metrics, on the device."""
+    zeros = {"loss": np.zeros((), float), "correct": np.zeros((), np.int32), "count": np.zeros((), np.int32)}
+    return jax.device_put(zeros, jax.devices()[0])
 
 
 def create_state(

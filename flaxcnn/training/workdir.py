@@ -1,10 +1,10 @@
 """The work directory: what it holds, whose it is, and how a run finds its way back into it.
 
-    run.json          configuration, data set, package versions and git revision of the run
-    checkpoints/      one folder a checkpoint, named by its step
-    metrics.jsonl     one record a line
-    events.out.*      the same for TensorBoard
-    results.json, *.png   the end of the run
+run.json          configuration, data set, package versions and git revision of the run
+checkpoints/      one folder a checkpoint, named by its step
+metrics.jsonl     one record a line
+events.out.*      the same for TensorBoard
+results.json, *.png   the end of the run
 """
 
 import json
@@ -65,7 +65,9 @@ def open_experiment(workdir: Path) -> Experiment:
     """Returns the experiment whose run a work directory holds, without its data."""
     run = read_run(workdir)
     return make_experiment(
-        config_lib.from_dict(run["config"]), tuple(run["data"]["class_names"]), tuple(run["data"]["image_shape"])
+        config_lib.from_dict(run["config"]),
+        tuple(run["data"]["class_names"]),
+        tuple(run["data"]["image_shape"]),
     )
 
 
@@ -122,7 +124,16 @@ def create(workdir: Path, experiment: Experiment) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "flaxcnn")
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "tensorflow-datasets",
+        "numpy",
+        "flaxcnn",
+    )
     return {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},

@@ -1,0 +1,101 @@
+"""The verbs of `python -m flaxcnn`: prepare, evaluate, predict."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from flaxcnn.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (python -m flaxcnn --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, or 2 after a mistake of the user's."""
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m flaxcnn", description="Data sets, evaluation and prediction.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+
+    prepare = verbs.add_parser("prepare", help="download and prepare a TFDS data set")
+    prepare.add_argument("name", metavar="NAME", help="such as fashion_mnist, cifar10, emnist/letters")
+    prepare.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="folder that already holds the files to download",
+    )
+    prepare.add_argument("--data-dir", metavar="DIR", help="where prepared sets go (default: TFDS's own folder)")
+    prepare.set_defaults(run=_prepare)
+
+    evaluate = verbs.add_parser("evaluate", help="evaluate what a work directory holds")
+    evaluate.add_argument("workdir", metavar="WORKDIR", type=Path)
+    evaluate.add_argument("--split", help="of the data set (default: the run's test split)")
+    evaluate.add_argument("--batch-size", type=int, help="images at a time; changes no result")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie (default: as in training)")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = verbs.add_parser("predict", help="classify pictures with what a work directory holds")
+    predict.add_argument("workdir", metavar="WORKDIR", type=Path)
+    predict.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
+    predict.set_defaults(run=_predict)
+
+    for verb in (evaluate, predict):
+        verb.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from flaxcnn.data import prepare
+
+    builder = prepare.prepare(arguments.name, arguments.data_dir, arguments.source)
+    sizes = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())
+    print(f"{builder.info.full_name} is prepared in {builder.data_path}: {sizes}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from flaxcnn.training import inference, report
+
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UserError(f"--batch-size is {arguments.batch_size}; it must be 1 or more")
+    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint)
+    config = experiment.config
+    config.evaluation.batch_size = arguments.batch_size or config.evaluation.batch_size
+    config.data.data_dir = arguments.data_dir or config.data.data_dir
+    split = arguments.split or config.data.test_split
+    evaluation = inference.evaluate(experiment, state, split)
+    report.print_evaluation(
+        Console(), experiment, evaluation, split=split, checkpoint=f"checkpoint of step {int(state.step):,}"
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from flaxcnn.training import inference
+
+    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint)
+    probabilities = inference.predict(experiment, state, inference.read_images(experiment, arguments.images))
+    for path, shares in zip(arguments.images, probabilities, strict=True):
+        print(path)
+        for index in np.argsort(-shares, kind="stable")[:5]:
+            print(f"  {shares[index]:.4f}  {experiment.class_names[index]}")

@@ -1,0 +1,120 @@
+"""The command line of a training script: `--config=FILE`, an override for every leaf of it, and `--workdir`."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from flaxcnn.config import TrainConfig, get_leaf, leaf_meaning, leaf_paths, leaf_type, type_name
+from flaxcnn.errors import UserError, nearest
+
+_OPTIONS = "model.options."
+_OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
+
+
+def parse(argv: list[str], default: Path) -> tuple[TrainConfig, Path]:
+    """Returns the configuration and the work directory that a command line asks for.
+
+    Args:
+      argv: the command line, the program first.
+      default: configuration file to take where none is named.
+
+    Raises:
+      UserError: an unknown flag or leaf, a value of the wrong type, a configuration file that fails.
+      SystemExit: after --help.
+    """
+    path = Path(_value_of("config", argv) or default)
+    config = load_config(path)
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(_usage(argv[0], path, config))
+        raise SystemExit(0)
+    _check_paths(argv, config)
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dataclass(
+            "config",
+            config,
+            flag_values=values,
+            sys_argv=argv,
+            parse_fn=load_config,
+            accept_new_attributes=True,
+        )
+        flags.DEFINE_string("workdir", f"runs/{_run_name(path)}", "folder of the run", flag_values=values)
+        rest = values(argv)
+    except (flags.Error, ValueError) as error:
+        raise UserError(_explain(str(error), argv, config)) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    return values.config, Path(values.workdir)
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Returns what `get_config()` of a Python file returns.
+
+    Raises:
+      UserError: there is no such file, it fails, or it gives something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no configuration file {path}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"configuration file {path} is not a .py file")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever a user's file may raise
+        raise UserError(f"configuration file {path} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"get_config() of {path} must return a TrainConfig, got {type(config).__name__}")
+    return config
+
+
+def _check_paths(argv: list[str], config: TrainConfig) -> None:
+    known = leaf_paths(config)
+    for path, _ in _overrides(argv):
+        if path in known or path.startswith(_OPTIONS):
+            continue
+        sections = [leaf for leaf in known if leaf.startswith(path + ".")]
+        same = sections or [leaf for leaf in known if leaf.split(".")[-1] == path.split(".")[-1]]
+        hint = f"; did you mean {', '.join(same)}?" if same else nearest(path, known)
+        raise UserError(f"unknown configuration key {path!r}{hint} (--help lists all)")
+
+
+def _value_of(name: str, argv: list[str]) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if argument in (f"--{name}", f"-{name}"):
+            return following
+        if match := re.match(rf"--?{name}=(.*)", argument):
+            return match[1]
+    return None
+
+
+def _overrides(argv: list[str]) -> list[tuple[str, str | None]]:
+    return [match.groups() for match in map(_OVERRIDE.match, argv) if match]
+
+
+def _explain(message: str, argv: list[str], config: TrainConfig) -> str:
+    """Says in the user's words what absl says of a value that it cannot parse."""
+    for path, value in _overrides(argv):
+        if value is not None and message.startswith(f"flag --config.{path}={value}:") and leaf_type(config, path):
+            return f"{path} takes {type_name(leaf_type(config, path))}, got {value!r}"
+    return next(iter(message.strip().splitlines()), "the command line cannot be read")
+
+
+def _run_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return "_".join(parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:])
+
+
+def _usage(program: str, path: Path, config: TrainConfig) -> str:
+    lines = [f"usage: python {program} [--config=FILE] [--config.KEY=VALUE ...] [--workdir=FOLDER]", ""]
+    lines += [f"keys, their values in {path}, and their meaning:"]
+    for leaf in leaf_paths(config):
+        value = get_leaf(config, leaf)
+        shown = value.to_dict() if leaf == _OPTIONS[:-1] else value
+        lines.append(f"  --config.{leaf + '=' + str(shown):<42}  {leaf_meaning(config, leaf)}")
+    return "\n".join(lines)

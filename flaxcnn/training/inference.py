@@ -1,0 +1,87 @@
+"""What was trained, put to use: evaluating a split and classifying pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxcnn.data import datasets
+from flaxcnn.errors import UserError, nearest
+from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training.evaluation import Evaluation, make_evaluator
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.loop import load_split, to_device
+from flaxcnn.training.state import Carry, TrainState
+from flaxcnn.training.workdir import has_checkpoints, open_experiment
+
+
+def load_trained(workdir: str | Path, checkpoint: str = "latest") -> tuple[Experiment, TrainState]:
+    """Returns the experiment and the state that a work directory holds.
+
+    Args:
+      workdir: folder of a run.
+      checkpoint: "latest", "best" (highest test accuracy), or a step.
+
+    Raises:
+      UserError: no run, or no such checkpoint.
+    """
+    workdir = Path(workdir)
+    experiment = open_experiment(workdir)
+    if not has_checkpoints(workdir):
+        raise UserError(f"{workdir} holds no checkpoint yet; train with --workdir={workdir}")
+    with Checkpoints(workdir) as checkpoints:
+        named = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}
+        step = int(checkpoint) if checkpoint.isdigit() else named.get(checkpoint)
+        if step not in checkpoints.steps:
+            steps = ", ".join(map(str, checkpoints.steps))
+            raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; write latest, best or one of {steps}")
+        like = Carry.start(experiment.create_state(experiment.optimizer()))
+        return experiment, checkpoints.restore(step, like).state
+
+
+def evaluate(experiment: Experiment, state: TrainState, split: str | None = None) -> Evaluation:
+    """Evaluates a state on a split of its data set, exactly; None for the test split.
+
+    Raises:
+      UserError: the data set is not there, or has changed.
+    """
+    dataset = load_split(experiment.config, split or experiment.config.data.test_split)
+    if dataset.class_names != experiment.class_names or dataset.images.shape[1:] != experiment.image_shape:
+        raise UserError(f"data set {dataset.name} has other classes or sizes than the one that was trained on")
+    return make_evaluator(experiment)(state, to_device(dataset))
+
+
+def predict(experiment: Experiment, state: TrainState, images: np.ndarray) -> np.ndarray:
+    """Returns the probabilities (B, classes), float32, of images (B, H, W, C), uint8 in the data set's shape."""
+
+    @jax.jit
+    def probabilities(state, images):
+        logits = experiment.model.apply(state.variables, experiment.preprocess(images), train=False)
+        return jax.nn.softmax(logits).astype(jnp.float32)
+
+    return np.asarray(probabilities(state, images))
+
+
+def read_images(experiment: Experiment, paths: Sequence[str | Path]) -> np.ndarray:
+    """Reads picture files into the data set's shape, (B, H, W, C) uint8.
+
+    Each is turned to grey or RGB, scaled so that it just covers the data set's size, and its centre is cut out.
+
+    Raises:
+      UserError: a file that is missing or is no picture, by name.
+    """
+    height, width, channels = experiment.image_shape
+    images = []
+    for path in map(Path, paths):
+        try:
+            encoded = path.read_bytes()
+        except OSError as error:
+            siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"cannot read {path}: {error.strerror}{nearest(path.name, siblings)}") from None
+        image = datasets.decode_image(encoded, channels)
+        if image is None:
+            raise UserError(f"{path} is not a picture that can be read (JPEG, PNG, ...)")
+        images.append(datasets.resize_and_center_crop(image, (height, width)))
+    return np.stack(images)

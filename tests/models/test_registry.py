@@ -1,0 +1,63 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import flaxcnn
+from flaxcnn import UserError, create_model, list_models, model_info
+
+
+def test_names_match_wildcards():
+    assert list_models("lenet5") == ["lenet5"]
+    assert list_models("lenet*") == ["lenet5", "lenet5_1998"]
+    assert list_models("no such*") == []
+    assert set(list_models("lenet*")) <= set(list_models())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_is_described_and_runs_at_its_own_shape(name):
+    info = model_info(name)
+    assert info.summary and info.paper and min(info.input_shape[:2]) >= info.minimum_size
+    model = create_model(name)
+    images = jnp.zeros((2, *info.input_shape))
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    assert logits.shape == (2, info.num_classes) and logits.dtype == jnp.float32
+    assert info.parameters == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_accepts_its_minimum_size_and_not_less(name):
+    model, smallest = create_model(name), model_info(name).minimum_size
+
+    def init(size):
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
+
+    init(smallest)
+    with pytest.raises(UserError, match=rf"^{name} takes images of at least {smallest}x{smallest}"):
+        init(smallest - 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: create_model("lenet6"), "unknown model 'lenet6'; did you mean lenet5"),
+        (lambda: model_info("resnet"), "unknown model 'resnet'"),
+        (lambda: create_model("lenet5", nrom="batch_norm"), "lenet5 has no field 'nrom'; did you mean norm"),
+        (lambda: create_model("lenet5", norm="batchnorm"), "write one of batch_norm, layer_norm, group_norm"),
+        (lambda: create_model("lenet5", dtype="float31"), "'float31' is not a dtype"),
+        (lambda: create_model("lenet5", num_classes="ten"), "num_classes of lenet5 takes int, got 'ten'"),
+        (lambda: create_model("lenet5", num_classes=-1), "must be 0 .* or more, got -1"),
+        (lambda: create_model("lenet5", num_classes=True), "takes int, got True"),
+    ],
+)
+def test_mistakes_are_one_line_that_says_what_to_write(call, message):
+    with pytest.raises(UserError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+def test_public_names_exist():
+    for name in flaxcnn.__all__:
+        assert getattr(flaxcnn, name)
