@@ -1,7 +1,15 @@
 """What the tests share: `digits` prepared once, and tests in double precision."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
+
+# TFDS reads this when it is imported: prepared sets stay out of the home directory, here and in started programs.
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="flaxcnn-tests-")
+# Many tests compile the same programs; they do so once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["TFDS_DATA_DIR"], "compiled"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest
@@ -12,18 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def data_dir(tmp_path_factory):
-    """Keeps prepared sets out of the home directory, in this process and in those that tests start."""
-    folder = tmp_path_factory.mktemp("tfds")
-    os.environ["TFDS_DATA_DIR"] = str(folder)
-    return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def digits(data_dir):
+def data_dir():
+    """The folder of prepared sets, with `digits` in it."""
     from flaxcnn.data.prepare import prepare
 
-    return prepare("digits", str(data_dir))
+    folder = Path(os.environ["TFDS_DATA_DIR"])
+    prepare("digits", str(folder))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

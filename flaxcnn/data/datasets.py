@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from flaxcnn.data.digits import Digits
-from flaxcnn.data.prepare import is_prepared, open_builder, prepare, require_readable
+from flaxcnn.data.prepare import is_prepared, open_builder, prepare
 from flaxcnn.errors import UserError, nearest
 
 READ_AT_ONCE = 1024
@@ -69,7 +69,6 @@ def load(
                 f"run: python -m flaxcnn prepare {name}{folder}"
             )
         builder = prepare(name, data_dir)
-    require_readable(builder)
     image_key, label_key = _supervised_keys(builder)
     num_examples = _num_examples(builder, split)
     shape = builder.info.features[image_key].shape

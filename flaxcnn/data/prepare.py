@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
+import requests
 import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import registered
@@ -27,7 +28,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       data_dir: folder of prepared sets; None for TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets).
 
     Raises:
-      UserError: no such data set, config or version.
+      UserError: no such data set, config or version, or prepared in another format.
     """
     try:
         with _without_absl_warnings():
@@ -37,6 +38,11 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         hint = nearest(base, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"unknown data set {name!r}{hint}") from None
     except (AssertionError, ValueError) as error:
+        if found := re.search(r"File format is already set to FileFormat\.(\w+)", str(error)):
+            raise UserError(
+                f"data set {name} is prepared as {found[1].lower()}, which only TensorFlow reads; prepare it into "
+                f"another folder with --data-dir, and name that in data.data_dir"
+            ) from None
         reason = re.sub(r'^Failed to construct dataset .*?}": |\. Here are .*$', "", _first_line(error))
         raise UserError(f"cannot open data set {name!r}: {reason}") from None
 
@@ -70,7 +76,6 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
     """
     builder = open_builder(name, data_dir)
     if is_prepared(builder):
-        require_readable(builder)
         return builder
     downloads = builder.url_infos or {}
     if downloads and not has_tensorflow():
@@ -80,6 +85,7 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
     root = Path(builder.data_dir_root)
     with _removed_on_failure(root, Path(builder.data_path).parent, root / "downloads" / builder.name):
         _stage(builder, staged)
+        _check_network(builder)
         manual = source if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else None
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         try:
@@ -88,10 +94,7 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
         except ImportError as error:
             raise UserError(f"preparing {name} needs {error.name}: pip install 'flaxcnn[prepare]'") from error
         except (OSError, AssertionError, tfds.download.DownloadError) as error:
-            missing = sorted(set(_file_names(builder)) - {path.name for path in staged.values()})
-            what = f"cannot download {', '.join(missing)}" if missing else f"cannot prepare {name}"
-            hint = "; put them into a folder and name it with --from" if missing else ""
-            raise UserError(f"{what}: {_first_line(error)}{hint}") from error
+            raise UserError(f"cannot prepare {name}: {_first_line(error)}") from error
     return open_builder(name, data_dir)  # anew, because a builder reads its splits when it is made
 
 
@@ -118,26 +121,39 @@ def _match(builder: tfds.core.DatasetBuilder, source: Path) -> dict[str, Path]:
     return matched
 
 
+def _download_path(builder: tfds.core.DatasetBuilder, url: str) -> Path:
+    """Where TFDS keeps a file that it has downloaded."""
+    folder = Path(builder.data_dir_root) / "downloads" / builder.name
+    return folder / resource.get_dl_fname(url, builder.url_infos[url].checksum)
+
+
 def _stage(builder: tfds.core.DatasetBuilder, staged: dict[str, Path]) -> None:
     """Puts files where TFDS looks for what it has downloaded already."""
-    folder = Path(builder.data_dir_root) / "downloads" / builder.name
     for url, path in staged.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        info = builder.url_infos[url]
-        target = folder / resource.get_dl_fname(url, info.checksum)
+        target, info = _download_path(builder, url), builder.url_infos[url]
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         resource.write_info_file(
             url=url, path=target, dataset_name=builder.name, original_fname=path.name, url_info=info
         )
 
 
-def require_readable(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises `UserError` if a prepared data set is stored in a format that only TensorFlow reads."""
-    found = builder.info.file_format
-    if found is not None and found.value != FILE_FORMAT:
+def _check_network(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises `UserError` if files are missing and their hosts out of reach, which TFDS would try for minutes."""
+    missing = {
+        name: url
+        for name, url in _file_names(builder).items()
+        if not resource.is_locally_cached(_download_path(builder, url))
+    }
+    hosts = {f"{urlparse(url).scheme}://{urlparse(url).netloc}" for url in missing.values()}
+    for host in hosts:
+        with contextlib.suppress(requests.RequestException):
+            requests.head(host, timeout=10)
+            return
+    if hosts:
         raise UserError(
-            f"{builder.data_path} holds {builder.name} as {found.value}, which only TensorFlow reads; "
-            f"prepare it into another folder with --data-dir"
+            f"cannot download {', '.join(sorted(missing))}: no network to {', '.join(sorted(hosts))}; "
+            f"put the missing files into a folder and name it with --from"
         )
 
 

@@ -1,0 +1,18 @@
+"""LeNet-5 on Fashion-MNIST: sigmoid and average pooling, as taught, for 10 epochs.
+
+python -m flaxcnn prepare fashion_mnist
+python train.py --config=configs/fashion_mnist/lenet5.py
+"""
+
+from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        batch_size=128,
+        duration="10 epochs",
+        model=ModelConfig(name="lenet5"),
+        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,)),
+        optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9),
+        schedule=ScheduleConfig(name="cosine"),
+    )

@@ -1,0 +1,105 @@
+"""The command line of train.py."""
+
+import pytest
+
+from flaxcnn import UserError
+from flaxcnn.flags import parse
+from tests.conftest import ROOT
+
+DEFAULT = ROOT / "configs" / "digits_lenet5.py"
+
+
+def run(*arguments, default=DEFAULT):
+    return parse(["train.py", *arguments], default)
+
+
+def test_leaves_are_overridden_and_keep_their_types():
+    config, workdir = run(
+        "--config.optimizer.learning_rate=3",
+        "--config.batch_size",
+        "7",
+        "--config.data.flip",
+        "--config.data.mean=(0.1, 0.2)",
+        "--config.duration=5 steps",
+        "--config.optimizer.clip_norm=1.5",
+        "--config.schedule.milestones=('1 epochs', '2 epochs')",
+        "--workdir=/somewhere",
+    )
+    assert config.optimizer.learning_rate == 3.0 and isinstance(config.optimizer.learning_rate, float)
+    assert (config.batch_size, config.data.flip, config.data.mean) == (7, True, (0.1, 0.2))
+    assert (config.duration, config.optimizer.clip_norm) == ("5 steps", 1.5)
+    assert config.schedule.milestones == ("1 epochs", "2 epochs")
+    assert str(workdir) == "/somewhere"
+
+
+def test_nothing_given_takes_the_default_and_names_the_folder_after_it():
+    config, workdir = run()
+    assert config.data.name == "digits" and str(workdir) == "runs/digits_lenet5"
+
+
+def test_a_named_file_is_taken_and_names_the_folder():
+    config, workdir = run(f"--config={ROOT}/configs/fashion_mnist/lenet5.py", "--config.batch_size=9")
+    assert (config.data.name, config.batch_size) == ("fashion_mnist", 9)
+    assert str(workdir) == "runs/fashion_mnist_lenet5"
+
+
+def test_model_options_take_what_the_model_has_and_can_be_emptied():
+    config, _ = run("--config.model.options.norm=batch_norm", "--config.model.options.activation=relu")
+    assert config.model.options.to_dict() == {"activation": "relu", "norm": "batch_norm"}
+    config, _ = run("--config.model.options={}")
+    assert config.model.options.to_dict() == {}
+
+
+def test_one_command_line_does_not_change_the_next():
+    run("--config.batch_size=7")
+    assert run()[0].batch_size != 7
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optimizer.lr=3", "unknown configuration key 'optimizer.lr'; did you mean"),
+        ("--config.learning_rate=3", "'learning_rate'; did you mean optimizer.learning_rate"),
+        ("--config.optimizer=3", "'optimizer'; did you mean optimizer.learning_rate"),
+        ("--config.batch_size=abc", "batch_size takes a whole number, got 'abc'"),
+        ("--config.batch_size=1.5", "batch_size takes a whole number, got '1.5'"),
+        ("--config.optimizer.nesterov=perhaps", "optimizer.nesterov takes true or false, got 'perhaps'"),
+        ("--config.batch_size", "Missing value for flag --config.batch_size"),
+        ("--config=nowhere.py", "there is no configuration file nowhere.py"),
+        ("--confg=x", "Unknown command line flag 'confg'"),
+        ("stray", "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_one_line(argument, message):
+    with pytest.raises(UserError, match=message) as raised:
+        run(argument)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(): return 3", "must return a TrainConfig, got int"),
+        ("import nothing_like_it", "fails: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("def get_config(): pass\nget_config(", "fails: SyntaxError"),
+        (
+            "from flaxcnn.config import TrainConfig\ndef get_config(): return TrainConfig(epochs=3)",
+            "unexpected keyword argument 'epochs'",
+        ),
+        ("", "has no attribute 'get_config'"),
+    ],
+)
+def test_a_broken_configuration_file_is_one_line(tmp_path, text, message):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as raised:
+        run(f"--config={path}")
+    assert "\n" not in str(raised.value)
+
+
+def test_help_lists_every_key_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as exited:
+        run("--help")
+    assert exited.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config.optimizer.learning_rate=0.05" in text and "peak learning rate" in text

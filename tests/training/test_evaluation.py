@@ -1,0 +1,59 @@
+"""Evaluation counts every example once, whatever the batch size."""
+
+import numpy as np
+import pytest
+
+from flaxcnn.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
+from flaxcnn.data.datasets import ImageDataset
+from flaxcnn.training.evaluation import make_evaluator
+from flaxcnn.training.experiment import make_experiment
+from flaxcnn.training.loop import to_device
+from flaxcnn.training.state import TrainState
+from tests.variables import random_variables
+
+NAMES = tuple("abcdefghij")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (10000, 12, 12, 1), np.uint8)
+    return ImageDataset("random", "test", images, rng.integers(0, 10, 10000).astype(np.int32), NAMES)
+
+
+def evaluate(dataset, batch_size):
+    config = TrainConfig(
+        model=ModelConfig(name="lenet5"), data=DataConfig(), evaluation=EvaluationConfig(batch_size=batch_size)
+    )
+    experiment = make_experiment(config, NAMES, (12, 12, 1))
+    params = random_variables(experiment.model, (1, 12, 12, 1))["params"]
+    state = TrainState(0, params, {}, (), None, None, None)
+    return make_evaluator(experiment)(state, to_device(dataset))
+
+
+def test_exactly_ten_thousand_for_every_batch_size(dataset):
+    results = {size: evaluate(dataset, size) for size in (1, 7, 128, 4096, 10_001)}
+    for result in results.values():
+        assert result.count == 10_000 and result.confusion.sum() == 10_000
+        assert result.accuracy == results[128].accuracy
+        assert result.accuracy_top5 == results[128].accuracy_top5
+        np.testing.assert_array_equal(result.confusion, results[128].confusion)
+        assert result.loss == pytest.approx(results[128].loss, rel=1e-5)
+    np.testing.assert_array_equal(results[1].confusion.sum(1), np.bincount(dataset.labels))
+
+
+def test_class_accuracy_is_the_share_of_each_row(dataset):
+    few = ImageDataset("random", "test", dataset.images[:50], np.minimum(dataset.labels[:50], 8), NAMES)
+    result = evaluate(few, 16)
+    expected = [(row[index] / row.sum()) if row.sum() else np.nan for index, row in enumerate(result.confusion)]
+    np.testing.assert_allclose(result.class_accuracy, expected)
+    assert np.isnan(result.class_accuracy[9])
+
+
+def test_a_count_that_is_off_is_an_error(dataset, monkeypatch):
+    import flaxcnn.training.evaluation as evaluation
+
+    batches = evaluation.evaluation_batches
+    monkeypatch.setattr(evaluation, "evaluation_batches", lambda *sizes: list(batches(*sizes))[:-1])
+    with pytest.raises(RuntimeError, match="evaluated 9984 of 10000 examples"):
+        evaluate(dataset, 256)

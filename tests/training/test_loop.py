@@ -1,0 +1,273 @@
+"""The loop: what it leaves behind, what it refuses, how often it compiles, and that it never waits in a step."""
+
+import copy
+import io
+import json
+import logging
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+from ml_collections import ConfigDict
+
+from flaxcnn import UserError
+from flaxcnn.training import loop
+from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training.inference import evaluate, load_trained
+from flaxcnn.training.logging import read_metrics
+from flaxcnn.training.state import Carry
+
+
+@pytest.fixture
+def console():
+    return rich.console.Console(file=io.StringIO(), width=100)
+
+
+def test_a_run_leaves_its_numbers_and_pictures(config, tmp_path, console):
+    workdir = tmp_path / "run"
+    result = loop.fit(config, workdir, console=console)
+    assert result.count == 359
+    names = {path.name for path in workdir.iterdir()}
+    assert {"run.json", "checkpoints", "metrics.jsonl", "results.json"} <= names
+    assert {"learning_curves.png", "confusion_matrix.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    for name in ("learning_curves.png", "confusion_matrix.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["config"]["batch_size"] == 64 and run["environment"]["packages"]["jax"] == jax.__version__
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["test"]["accuracy"] == result.accuracy and results["step"] == 44
+    assert np.trace(results["confusion"]) / 359 == result.accuracy
+
+    records = read_metrics(workdir)
+    assert [(r["kind"], r["step"]) for r in records] == [
+        (kind, step) for step in (22, 44) for kind in ("interval", "test", "epoch")
+    ]
+    assert [r["count"] for r in records if r["kind"] == "test"] == [359, 359]
+    text = console.file.getvalue()
+    assert re.search(r"epoch 2/2  loss \d\.\d{4}  accuracy 0\.\d{4}  test accuracy 0\.\d{4}  [\d,]+ images/s", text)
+    assert f"test accuracy {result.accuracy:.4f}" in text and "\x1b" not in text
+
+    experiment, state = load_trained(workdir)
+    assert evaluate(experiment, state).accuracy == result.accuracy
+
+
+def test_the_step_compiles_once_also_after_a_restart(config, tmp_path, console, monkeypatch, caplog):
+    traces = []
+
+    def counted(*arguments, **keywords):
+        train_step = make(*arguments, **keywords)
+
+        def step(*arguments, **keywords):
+            traces.append(1)
+            return train_step(*arguments, **keywords)
+
+        return step
+
+    make = loop.make_train_step
+    monkeypatch.setattr(loop, "make_train_step", counted)
+    config.logging.every, config.evaluation.every, config.checkpoint.every = "5 steps", "7 steps", "9 steps"
+    for duration in ("1.5 epochs", "3 epochs"):
+        config.duration = duration
+        traces.clear(), caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            loop.fit(config, tmp_path / "run", console=console)
+        compilations = [r for r in caplog.messages if re.match(r"Finished XLA compilation of .*train_batch", r)]
+        assert len(traces) == 1 and len(compilations) == 1
+
+
+class Host:
+    """A leaf in place of a device array that notes each time the host asks for its value."""
+
+    reads = 0
+
+    def _read(self):
+        Host.reads += 1
+        return np.zeros(())
+
+    def __array__(self, dtype=None, copy=None):
+        return self._read()
+
+    def __float__(self):
+        return float(self._read())
+
+    def item(self):
+        return self._read().item()
+
+    def block_until_ready(self):
+        self._read()
+        return self
+
+
+def reads_of_a_run(config, tmp_path, monkeypatch, steps, train_batch):
+    """Runs the loop with a step that returns at once, and returns how often it asked for a value."""
+    config.batch_size, config.duration = 16, f"{steps} steps"
+    config.logging.every = config.evaluation.every = config.checkpoint.every = "1000 steps"
+    monkeypatch.setattr(loop, "make_train_batch", lambda *_: train_batch)
+    monkeypatch.setattr(loop, "make_evaluator", lambda *_: lambda state, data: Fake())
+    monkeypatch.setattr(loop, "Checkpoints", Fake)
+    for name in ("write_results", "print_evaluation", "say"):
+        monkeypatch.setattr(loop, name, lambda *_, **__: None)
+    Host.reads = 0
+    loop.fit(config, tmp_path / f"run{steps}", console=rich.console.Console(file=io.StringIO()))
+    return Host.reads
+
+
+class Fake:
+    """An evaluation, and a place for checkpoints, without effect."""
+
+    accuracy, scalars, latest_step = 0.5, {"accuracy": 0.5}, None
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def save(self, *_):
+        pass
+
+
+def returns_at_once(carry, data, indices):
+    sums = {name: Host() for name in ("loss", "correct", "count")}
+    return Carry(carry.state, interval=sums, epoch=sums)
+
+
+def waits(carry, data, indices):
+    carry = returns_at_once(carry, data, indices)
+    float(carry.interval["loss"])
+    return carry
+
+
+def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch):
+    # 1438 // 16 = 89 steps an epoch: both runs end within the first, so both have the same records to write.
+    short, long = (
+        reads_of_a_run(copy.deepcopy(config), tmp_path, monkeypatch, steps, returns_at_once) for steps in (8, 88)
+    )
+    assert short == long > 0
+    # The same measurement shows a wait where there is one.
+    short, long = (reads_of_a_run(copy.deepcopy(config), tmp_path, monkeypatch, steps, waits) for steps in (9, 87))
+    assert long - short == 87 - 9
+
+
+def test_a_finished_run_is_evaluated_again_and_left_alone(config, tmp_path, console):
+    first = loop.fit(config, tmp_path / "run", console=console)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    second = loop.fit(config, tmp_path / "run", console=console)
+    assert second.accuracy == first.accuracy and "is complete" in console.file.getvalue()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c.model, "name", "lenet5_1998"), "model.name 'lenet5', not 'lenet5_1998'"),
+        (lambda c: setattr(c.data, "image_size", 14), "data.image_size 12, not 14"),
+        (lambda c: setattr(c, "seed", 1), "seed 0, not 1"),
+        (lambda c: c.model.options.update(norm="layer_norm"), "model.options.norm 'batch_norm', not 'layer_norm'"),
+    ],
+)
+def test_a_folder_of_another_experiment_is_refused_and_untouched(config, tmp_path, console, change, message):
+    config.duration = "3 steps"
+    loop.fit(config, tmp_path / "run", console=console)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    change(config)
+    if config.model.name == "lenet5_1998":
+        config.data.image_size, config.model.options = 32, ConfigDict()
+    with pytest.raises(UserError, match=r"holds another experiment.*--workdir") as raised:
+        loop.fit(config, tmp_path / "run", console=console)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_what_may_change_is_said_and_taken(config, tmp_path, console):
+    config.duration = "3 steps"
+    loop.fit(config, tmp_path / "run", console=console)
+    config.duration, config.optimizer.learning_rate = "5 steps", 0.01
+    loop.fit(config, tmp_path / "run", console=console)
+    text = console.file.getvalue()
+    assert "changed since the checkpoint: optimizer.learning_rate: 0.05 -> 0.01" in text
+    assert "after step 3 of 5" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c.model, "name", "lenet6"), "unknown model 'lenet6'; did you mean lenet5"),
+        (lambda c: setattr(c.data, "name", "digitz"), "unknown data set 'digitz'; did you mean digits"),
+        (lambda c: setattr(c.data, "name", "cifar10"), "cifar10 is not prepared in"),
+        (lambda c: setattr(c, "batch_size", 0), "batch_size is 0"),
+        (lambda c: setattr(c, "batch_size", 2000), "batch_size is 2000; split 'train' of digits has only 1438"),
+        (lambda c: setattr(c.model, "num_classes", 7), "model.num_classes is 7, but digits has 10 classes"),
+        (lambda c: setattr(c.data, "image_size", 8), "data.image_size is 8; lenet5 takes images of at least 12x12"),
+        (lambda c: setattr(c.data, "image_size", None), "digits are 8x8; set data.image_size to 12 or more"),
+        (lambda c: setattr(c.data, "mean", (0.1, 0.2)), "data.mean has 2 values.*write 1"),
+        (lambda c: c.data.__dict__.update(resize="pad", image_size=7), "data.image_size is 7"),
+        (lambda c: setattr(c.model, "dtype", "float64"), "only with JAX_ENABLE_X64=1"),
+        (lambda c: c.model.options.update(nrom=1), "has no field 'nrom'; did you mean norm"),
+        (lambda c: c.model.options.update(num_classes=3), "is written model.num_classes"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(config, tmp_path, console, change, message):
+    change(config)
+    with pytest.raises(UserError, match=message) as raised:
+        loop.fit(config, tmp_path / "a" / "run", console=console)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("parent", ["file", "forbidden"])
+def test_a_folder_that_cannot_be_written_is_refused(config, tmp_path, console, monkeypatch, parent):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "forbidden").mkdir()
+    access = os.access  # root may write anywhere, so the answer for one folder is given here
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "forbidden" and access(path, mode))
+    with pytest.raises(UserError, match=r"work directory .*run cannot be") as raised:
+        loop.fit(config, tmp_path / parent / "run", console=console)
+    assert "\n" not in str(raised.value)
+
+
+def test_divergence_ends_with_one_line_and_the_last_good_checkpoint(config, tmp_path, console):
+    config.duration = "1 epochs"
+    loop.fit(config, tmp_path / "run", console=console)
+    config.duration, config.optimizer.learning_rate = "3 epochs", 1e30
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) by step 44: .*lower optimizer.learning_rate"):
+        loop.fit(config, tmp_path / "run", console=console)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == [22]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_next_start_continues_with_the_next_batch(
+    config, tmp_path, console, monkeypatch, number
+):
+    expected = loop.fit(config, tmp_path / "whole", console=console)
+    batch = loop.training_batch
+
+    def interrupted(seed, epoch, step, **sizes):
+        if (epoch, step) == (1, 9):
+            os.kill(os.getpid(), number)
+        return batch(seed, epoch, step, **sizes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "training_batch", interrupted)
+        with pytest.raises(loop.Interrupted, match="saved after step 32 of 44") as raised:
+            loop.fit(config, tmp_path / "run", console=console)
+        assert raised.value.exit_code == 128 + number
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+    result = loop.fit(config, tmp_path / "run", console=console)
+    assert result.scalars == expected.scalars
+    without_rates = [
+        [{k: v for k, v in record.items() if k != "images_per_second"} for record in read_metrics(tmp_path / name)]
+        for name in ("whole", "run")
+    ]
+    assert without_rates[0] == without_rates[1]

@@ -1,0 +1,172 @@
+"""One step: its loss, gradient, metrics and randomness, against definitions written out here."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxcnn.models import create_model
+from flaxcnn.training.state import TrainState
+from flaxcnn.training.step import cross_entropy, make_eval_step, make_train_step
+from tests.variables import random_variables
+
+
+class Linear(nn.Module):
+    """Logits that are a linear function of the pixels, through dropout."""
+
+    classes: int = 7
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.reshape(images.shape[0], -1)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.classes)(x)
+
+
+def as_float(images, key=None):
+    return images.astype(jnp.float32) / 255
+
+
+def batch_of(size, classes=7, shape=(2, 3, 1), mask=None):
+    rng = np.random.default_rng(3)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (size, *shape), np.uint8)),
+        "label": jnp.asarray(rng.integers(0, classes, size), jnp.int32),
+        "mask": jnp.ones(size) if mask is None else jnp.asarray(mask, jnp.float32),
+    }
+
+
+def state_of(model, optimizer, shape=(2, 3, 1), seed=0):
+    variables = random_variables(model, (1, *shape))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        ema=None,
+        loss_scale=None,
+        rng=jax.random.key(seed),
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_its_formula(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(5, 7)), rng.integers(0, 7, 5)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    target = (1 - smoothing) * np.eye(7)[labels] + smoothing / 7
+    losses = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
+    np.testing.assert_allclose(losses, -(target * log_p).sum(-1), rtol=1e-5)
+
+
+def test_a_step_is_plain_gradient_descent_on_the_mean_loss():
+    model, batch = Linear(), batch_of(8)
+    optimizer = optax.sgd(0.5)
+    state = state_of(model, optimizer)
+    after, metrics = jax.jit(make_train_step(model, optimizer, as_float))(state, batch)
+
+    x = np.asarray(batch["image"], float).reshape(8, -1) / 255
+    kernel, bias = (np.asarray(state.params["Dense_0"][name], float) for name in ("kernel", "bias"))
+    logits = x @ kernel + bias
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    error = (p - np.eye(7)[batch["label"]]) / 8
+    np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel - 0.5 * x.T @ error, rtol=1e-5)
+    np.testing.assert_allclose(after.params["Dense_0"]["bias"], bias - 0.5 * error.sum(0), rtol=1e-5)
+    assert int(after.step) == 1
+    own = -np.log(p[np.arange(8), batch["label"]])
+    np.testing.assert_allclose(float(metrics["loss"]), own.sum(), rtol=1e-5)
+    assert int(metrics["correct"]) == (logits.argmax(-1) == batch["label"]).sum()
+    assert int(metrics["count"]) == 8
+
+
+def test_masked_examples_count_for_nothing():
+    model, optimizer = Linear(), optax.sgd(0.5)
+    state = state_of(model, optimizer)
+    whole = batch_of(8, mask=[1, 1, 1, 1, 1, 0, 0, 0])
+    part = {name: leaf[:5] for name, leaf in whole.items()}
+    step = jax.jit(make_train_step(model, optimizer, as_float))
+    (after, metrics), (expected, expected_metrics) = step(state, whole), step(state, part)
+    for leaf, other in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5)
+    assert int(metrics["count"]) == 5 and int(metrics["correct"]) == int(expected_metrics["correct"])
+
+    evaluate = jax.jit(make_eval_step(model, as_float))
+    found, expected = evaluate(state, whole), evaluate(state, part)
+    for name in ("correct", "correct_top5", "count", "confusion"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_batch_split_over_an_axis_gives_the_step_of_the_whole():
+    model, optimizer = Linear(), optax.sgd(0.5)
+    state = state_of(model, optimizer)
+    # Shares of unequal weight: the mask leaves 2, 1, 2 and 0 examples.
+    batch = batch_of(8, mask=[1, 1, 1, 0, 1, 1, 0, 0])
+    train_step, eval_step = make_train_step(model, optimizer, as_float), make_eval_step(model, as_float)
+    shares = {name: leaf.reshape(4, 2, *leaf.shape[1:]) for name, leaf in batch.items()}
+
+    def split(step):
+        return jax.jit(jax.vmap(lambda share: step(state, share, axis_name="d"), axis_name="d", out_axes=0))(shares)
+
+    expected, expected_metrics = jax.jit(train_step)(state, batch)
+    after, metrics = split(train_step)
+    for leaf, other in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True):
+        for device in range(4):
+            np.testing.assert_allclose(leaf[device], other, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(metrics["loss"], [expected_metrics["loss"]] * 4, rtol=1e-6)
+    assert metrics["count"].tolist() == [5] * 4
+    for name, value in jax.jit(eval_step)(state, batch).items():
+        np.testing.assert_allclose(split(eval_step)[name][3], value, rtol=1e-6)
+
+
+def test_evaluation_metrics_are_those_of_counting():
+    model, batch = Linear(), batch_of(40)
+    state = state_of(model, optax.sgd(0.1))
+    metrics = jax.jit(make_eval_step(model, as_float))(state, batch)
+    logits = np.asarray(model.apply(state.variables, as_float(batch["image"]), train=False))
+    labels = np.asarray(batch["label"])
+    confusion = np.zeros((7, 7), int)
+    for label, prediction in zip(labels, logits.argmax(-1), strict=True):
+        confusion[label, prediction] += 1
+    np.testing.assert_array_equal(metrics["confusion"], confusion)
+    top5 = [label in row.argsort()[-5:] for label, row in zip(labels, logits, strict=True)]
+    assert int(metrics["correct_top5"]) == sum(top5)
+    assert int(metrics["correct"]) == np.trace(confusion)
+
+
+def test_a_logit_that_is_not_a_number_is_never_among_the_best_five():
+    model = Linear()
+    state = state_of(model, optax.sgd(0.1))
+    state = state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
+    assert int(jax.jit(make_eval_step(model, as_float))(state, batch_of(8))["correct_top5"]) == 0
+
+
+def test_dropout_and_augmentation_depend_on_seed_and_step_alone():
+    model, optimizer = Linear(dropout_rate=0.5), optax.sgd(0.5)
+    step = jax.jit(make_train_step(model, optimizer, lambda x, key=None: as_float(x) + jax.random.uniform(key, ())))
+
+    def kernel(seed, at):
+        state = state_of(model, optimizer, seed=seed).replace(step=jnp.asarray(at, jnp.int32))
+        return np.asarray(step(state, batch_of(8))[0].params["Dense_0"]["kernel"])
+
+    np.testing.assert_array_equal(kernel(0, 5), kernel(0, 5))
+    assert not np.array_equal(kernel(0, 5), kernel(0, 6))
+    assert not np.array_equal(kernel(0, 5), kernel(1, 5))
+
+
+def test_batch_statistics_are_updated_and_evaluation_leaves_everything_alone():
+    model = create_model("lenet5", norm="batch_norm", num_classes=7)
+    optimizer, batch = optax.sgd(0.1), batch_of(8, shape=(12, 12, 1))
+    state = state_of(model, optimizer, shape=(12, 12, 1))
+    after, _ = jax.jit(make_train_step(model, optimizer, as_float))(state, batch)
+    before = jax.tree.leaves(state.batch_stats)
+    assert all(not np.array_equal(*pair) for pair in zip(before, jax.tree.leaves(after.batch_stats), strict=True))
+    assert set(make_eval_step(model, as_float)(after, batch)) == {
+        "loss",
+        "correct",
+        "count",
+        "correct_top5",
+        "confusion",
+    }
