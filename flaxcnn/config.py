@@ -5,6 +5,7 @@ epochs or steps: "10 epochs", "0.5 epochs", "400 steps".
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -125,7 +126,8 @@ class TrainConfig:
 def to_steps(duration: str, steps_per_epoch: int) -> int:
     """Returns a duration ("10 epochs", "400 steps") as a whole number of steps, fractions of one rounded up."""
     amount, is_epochs = _parse_duration(duration)
-    return -int(-(amount * steps_per_epoch) // 1) if is_epochs else int(amount)
+    # Rounded first, because 0.1 * 30 is a little more than 3.
+    return math.ceil(round(amount * steps_per_epoch, 6)) if is_epochs else int(amount)
 
 
 def _parse_duration(duration: str) -> tuple[float, bool]:

@@ -24,12 +24,24 @@ from tests.conftest import ROOT
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py"))
 
 
-@pytest.mark.parametrize(
-    ("duration", "steps"),
-    [("10 epochs", 440), ("1 epoch", 44), ("0.5 epochs", 22), ("0.01 epochs", 1), ("7 steps", 7), ("1 step", 1)],
-)
+DURATIONS = {
+    "10 epochs": 440,
+    "1 epoch": 44,
+    "0.5 epochs": 22,
+    "0.25 epochs": 11,
+    "0.01 epochs": 1,
+    "7 steps": 7,
+    "1 step": 1,
+}
+
+
+@pytest.mark.parametrize(("duration", "steps"), DURATIONS.items())
 def test_durations_become_steps(duration, steps):
     assert to_steps(duration, 44) == steps
+
+
+def test_fractions_of_an_epoch_that_are_whole_steps_stay_so():
+    assert [to_steps(f"{tenths / 10} epochs", 30) for tenths in range(1, 8)] == [3, 6, 9, 12, 15, 18, 21]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,7 @@ def get_config() -> TrainConfig:
         batch_size=16,
         duration="20 epochs",
         model=ModelConfig(name="lenet5_1998"),
-        data=DataConfig(
-            name="mnist", image_size=32, resize="pad", mean=(0.1 / 1.275,), std=(1 / 1.275,)
-        ),
+        data=DataConfig(name="mnist", image_size=32, resize="pad", mean=(0.1 / 1.275,), std=(1 / 1.275,)),
         optimizer=OptimizerConfig(learning_rate=0.005, momentum=0.0),
         schedule=ScheduleConfig(
             name="multi_step", milestones=("2 epochs", "5 epochs", "8 epochs", "12 epochs"), factor=0.45

@@ -94,7 +94,8 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
         except ImportError as error:
             raise UserError(f"preparing {name} needs {error.name}: pip install 'flaxcnn[prepare]'") from error
         except (OSError, AssertionError, tfds.download.DownloadError) as error:
-            raise UserError(f"cannot prepare {name}: {_first_line(error)}") from error
+            if not is_prepared(open_builder(name, data_dir)):  # it is, where another process was faster
+                raise UserError(f"cannot prepare {name}: {_first_line(error)}") from error
     return open_builder(name, data_dir)  # anew, because a builder reads its splits when it is made
 
 

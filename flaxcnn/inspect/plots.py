@@ -37,7 +37,8 @@ def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title
                 )
         axis.set(xlabel="epoch", ylabel="loss (nats)" if name == "loss" else name)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -17,16 +17,21 @@ from flaxcnn.training.workdir import CHECKPOINTS
 class Checkpoints:
     """The checkpoints of a work directory, by step; a context that ends when everything is written."""
 
-    def __init__(self, workdir: Path, *, keep: int = 1):
+    def __init__(self, workdir: Path, *, keep: int | None = None):
+        """Opens them to write, keeping the `keep` newest and the best, or only to read if `keep` is None."""
+
         def accuracy(metrics: dict[str, float]) -> float:
             return metrics["accuracy"]
 
         kept = [
-            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.LatestN(keep or 1),
             checkpoint_managers.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
-            best_fn=accuracy, preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept)
+            best_fn=accuracy,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=keep is not None,  # of runs that were killed while they saved
+            read_only=keep is None,
         )
         logging.get_absl_logger().addFilter(_is_news)
         self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).resolve(), options=options)

@@ -1,0 +1,128 @@
+"""python -m flaxcnn, in this process where that is enough."""
+
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from flaxcnn.cli import main
+from flaxcnn.data import datasets
+from flaxcnn.training import loop
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """A work directory with a network that reads digits fairly well."""
+    from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+
+    model = ModelConfig(name="lenet5")
+    model.options.activation = "tanh"
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    config = TrainConfig(
+        batch_size=32,
+        duration="8 epochs",
+        model=model,
+        data=DataConfig(image_size=12),
+        optimizer=OptimizerConfig(learning_rate=0.05),
+    )
+    result = loop.fit(config, workdir)
+    assert result.accuracy > 0.9
+    return workdir, result
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 359, 1000])
+def test_evaluate_prints_the_accuracy_of_training(trained, capsys, batch_size):
+    workdir, result = trained
+    extra = [] if batch_size is None else ["--batch-size", batch_size]
+    code, out, _ = run(capsys, "evaluate", workdir, *extra)
+    correct = round(result.accuracy * 359)
+    assert code == 0 and f"test accuracy {result.accuracy:.4f} ({correct} of 359 right)" in out
+    assert "confusion matrix" in out
+
+
+def test_evaluate_takes_the_best_checkpoint_or_another_split(trained, capsys):
+    workdir, result = trained
+    code, out, _ = run(capsys, "evaluate", workdir, "--checkpoint", "best")
+    assert code == 0
+    assert float(re.search(r"test accuracy (\S+)", out)[1]) >= round(result.accuracy, 4)
+    code, out, _ = run(capsys, "evaluate", workdir, "--split", "train[:100]")
+    assert code == 0 and "of 100 right" in out
+
+
+def test_predict_names_the_digit_in_a_picture_file(trained, capsys, tmp_path):
+    workdir, _ = trained
+    test = datasets.load("digits", "test", limit_bytes=2**30)
+    paths = []
+    for index in range(10):
+        picture = cv2.resize(test.images[index], (80, 80), interpolation=cv2.INTER_NEAREST)
+        paths.append(tmp_path / f"{index}.png")
+        cv2.imwrite(str(paths[-1]), np.dstack([picture] * 3) if index % 2 else picture)
+    code, out, _ = run(capsys, "predict", workdir, *paths)
+    assert code == 0
+    blocks = out.strip().split(str(tmp_path))[1:]
+    first = [re.findall(r"(\d\.\d{4})  (\S+)", block) for block in blocks]
+    assert [len(lines) for lines in first] == [5] * 10
+    assert sum(lines[0][1] == str(test.labels[index]) for index, lines in enumerate(first)) >= 8
+    for lines in first:
+        shares = [float(share) for share, _ in lines]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 1.001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "WORKDIR", "text.png"], "text.png is not a picture that can be read"),
+        (["predict", "WORKDIR", "empty.png"], "empty.png is not a picture that can be read"),
+        (
+            ["predict", "WORKDIR", "txt.png"],
+            "cannot read txt.png: No such file or directory; did you mean text.png",
+        ),
+        (["predict", "WORKDIR", "."], "cannot read .: Is a directory"),
+        (["predict", "nowhere", "text.png"], "nowhere holds no run"),
+        (["evaluate", "nowhere"], "nowhere holds no run"),
+        (["evaluate", "WORKDIR", "--checkpoint", "3"], "has no checkpoint '3'; write latest, best or one of"),
+        (["evaluate", "WORKDIR", "--checkpoint", "newest"], "has no checkpoint 'newest'"),
+        (["evaluate", "WORKDIR", "--split", "tset"], "has no split 'tset'; did you mean test"),
+        (["evaluate", "WORKDIR", "--batch-size", "0"], "--batch-size is 0"),
+        (["evaluate", "WORKDIR", "--batch-size", "x"], "invalid int value: 'x'"),
+        (["evaluate"], "required: WORKDIR"),
+        (["evalute", "WORKDIR"], "invalid choice: 'evalute'"),
+        ([], "required: VERB"),
+        (["prepare", "fashion_mnst"], "unknown data set 'fashion_mnst'; did you mean fashion_mnist"),
+        (["prepare", "mnist", "--from", "nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(trained, capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flaxcnn.data.prepare.has_tensorflow", lambda: True)
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run(capsys, *(str(trained[0]) if word == "WORKDIR" else word for word in arguments))
+    assert code == 2 and out == ""
+    assert re.match(r"error: [^\n]*\n\Z", err) and message in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_prepare_says_what_there_is(capsys, tmp_path):
+    code, out, _ = run(capsys, "prepare", "digits", "--data-dir", tmp_path / "data")
+    assert code == 0 and out.strip().endswith("train 1,438, test 359")
+
+
+@pytest.mark.parametrize("command", [["-m", "flaxcnn"], ["train.py"]])
+def test_a_real_process_exits_with_2_and_no_traceback(command):
+    mistake = {"train.py": "--config.batch_size=0"}.get(command[0], "nothing")
+    done = subprocess.run([sys.executable, *command, mistake], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
