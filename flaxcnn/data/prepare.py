@@ -12,7 +12,7 @@ import requests
 import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import registered
-from tensorflow_datasets.core.download import checksums, resource
+from tensorflow_datasets.core.download import checksums, downloader, resource
 
 from flaxcnn.data import digits
 from flaxcnn.errors import UserError, nearest
@@ -75,24 +75,28 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
         TensorFlow missing where the builder needs it. What the attempt wrote is removed again.
     """
     builder = open_builder(name, data_dir)
+    staged = _match(builder, source) if source else {}
     if is_prepared(builder):
         return builder
-    downloads = builder.url_infos or {}
-    if downloads and not has_tensorflow():
+    if builder.url_infos and not has_tensorflow():
         raise UserError(f"preparing {name} needs TensorFlow: pip install 'flaxcnn[prepare]'")
-    staged = _match(builder, source) if source else {}
 
     root = Path(builder.data_dir_root)
     with _removed_on_failure(root, Path(builder.data_path).parent, root / "downloads" / builder.name):
         _stage(builder, staged)
-        _check_network(builder)
         manual = source if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else None
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         try:
-            with _without_absl_warnings(), _quiet_if(isinstance(builder, digits.Digits)):
+            with _without_absl_warnings(), _few_retries(), _quiet_if(isinstance(builder, digits.Digits)):
                 builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
         except ImportError as error:
             raise UserError(f"preparing {name} needs {error.name}: pip install 'flaxcnn[prepare]'") from error
+        except requests.RequestException as error:
+            url = error.request.url if error.request is not None else "a file"
+            raise UserError(
+                f"cannot download {url}: no connection; put the files of {name} into a folder "
+                f"({', '.join(sorted(_file_names(builder).values()))}) and name it with --from"
+            ) from error
         except (OSError, AssertionError, tfds.download.DownloadError) as error:
             if not is_prepared(open_builder(name, data_dir)):  # it is, where another process was faster
                 raise UserError(f"cannot prepare {name}: {_first_line(error)}") from error
@@ -100,8 +104,8 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
 
 
 def _file_names(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
-    """The files that a builder downloads: {file name: URL}."""
-    return {PurePosixPath(urlparse(url).path).name: url for url in builder.url_infos or {}}
+    """The files that a builder may download: {URL: file name}."""
+    return {url: PurePosixPath(urlparse(url).path).name for url in builder.url_infos or {}}
 
 
 def _match(builder: tfds.core.DatasetBuilder, source: Path) -> dict[str, Path]:
@@ -109,9 +113,9 @@ def _match(builder: tfds.core.DatasetBuilder, source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise UserError(f"{source} is not a folder")
     names = _file_names(builder)
-    matched = {url: source / name for name, url in names.items() if (source / name).is_file()}
+    matched = {url: source / name for url, name in names.items() if (source / name).is_file()}
     if names and not matched:
-        raise UserError(f"{source} holds none of the files of {builder.name}: {', '.join(sorted(names))}")
+        raise UserError(f"{source} holds none of the files of {builder.name}: {', '.join(sorted(names.values()))}")
     for url, path in matched.items():
         expected, found = builder.url_infos[url], checksums.compute_url_info(path)
         if (found.size, found.checksum) != (expected.size, expected.checksum):
@@ -122,40 +126,27 @@ def _match(builder: tfds.core.DatasetBuilder, source: Path) -> dict[str, Path]:
     return matched
 
 
-def _download_path(builder: tfds.core.DatasetBuilder, url: str) -> Path:
-    """Where TFDS keeps a file that it has downloaded."""
-    folder = Path(builder.data_dir_root) / "downloads" / builder.name
-    return folder / resource.get_dl_fname(url, builder.url_infos[url].checksum)
-
-
 def _stage(builder: tfds.core.DatasetBuilder, staged: dict[str, Path]) -> None:
     """Puts files where TFDS looks for what it has downloaded already."""
+    folder = Path(builder.data_dir_root) / "downloads" / builder.name
     for url, path in staged.items():
-        target, info = _download_path(builder, url), builder.url_infos[url]
-        target.parent.mkdir(parents=True, exist_ok=True)
+        info = builder.url_infos[url]
+        target = folder / resource.get_dl_fname(url, info.checksum)
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         resource.write_info_file(
             url=url, path=target, dataset_name=builder.name, original_fname=path.name, url_info=info
         )
 
 
-def _check_network(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises `UserError` if files are missing and their hosts out of reach, which TFDS would try for minutes."""
-    missing = {
-        name: url
-        for name, url in _file_names(builder).items()
-        if not resource.is_locally_cached(_download_path(builder, url))
-    }
-    hosts = {f"{urlparse(url).scheme}://{urlparse(url).netloc}" for url in missing.values()}
-    for host in hosts:
-        with contextlib.suppress(requests.RequestException):
-            requests.head(host, timeout=10)
-            return
-    if hosts:
-        raise UserError(
-            f"cannot download {', '.join(sorted(missing))}: no network to {', '.join(sorted(hosts))}; "
-            f"put the missing files into a folder and name it with --from"
-        )
+@contextlib.contextmanager
+def _few_retries():
+    """Has TFDS give up on a host that does not answer after seconds; by itself it takes over three minutes."""
+    before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 4
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before
 
 
 @contextlib.contextmanager

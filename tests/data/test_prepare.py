@@ -86,12 +86,19 @@ def test_a_changed_byte_is_refused_and_nothing_written(tmp_path, source):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_changed_byte_is_refused_also_when_the_set_is_prepared_already(tmp_path, source):
+    prepare("staged", str(tmp_path / "data"), source)
+    (source / "b.bin").write_bytes(b"sEcond")
+    with pytest.raises(UserError, match="is not the file that staged was published with"):
+        prepare("staged", str(tmp_path / "data"), source)
+
+
 def test_a_missing_file_without_network_is_named_and_nothing_left(tmp_path, source):
     (source / "b.bin").unlink()
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     with pytest.raises(
-        UserError, match=r"cannot download b\.bin: no network to http://nowhere\.invalid; .*--from"
+        UserError, match=r"cannot download http://nowhere\.invalid/files/b\.bin: .*--from"
     ) as raised:
         prepare("staged", str(data_dir), source)
     assert "\n" not in str(raised.value)

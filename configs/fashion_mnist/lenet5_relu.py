@@ -1,0 +1,22 @@
+"""LeNet-5 on Fashion-MNIST with ReLU and max pooling, for 10 epochs, images mirrored at random.
+
+    python -m flaxcnn prepare fashion_mnist
+    python train.py --config=configs/fashion_mnist/lenet5_relu.py
+
+RESULT_RELU
+"""
+
+from ml_collections import ConfigDict
+
+from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        batch_size=128,
+        duration="10 epochs",
+        model=ModelConfig(name="lenet5", options=ConfigDict({"activation": "relu", "pooling": "max"})),
+        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),
+        optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9, weight_decay=5e-4),
+        schedule=ScheduleConfig(name="cosine", warmup="1 epochs"),
+    )
