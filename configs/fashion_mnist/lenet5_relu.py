@@ -13,7 +13,7 @@ from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleCon
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        batch_size=128,
+        batch_size=64,
         duration="10 epochs",
         model=ModelConfig(name="lenet5", options=ConfigDict({"activation": "relu", "pooling": "max"})),
         data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),

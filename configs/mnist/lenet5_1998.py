@@ -3,7 +3,7 @@
     python -m flaxcnn prepare mnist
     python train.py --config=configs/mnist/lenet5_1998.py
 
-The paper reports 0.95 % test error, so an accuracy of 0.9905, without distortions (LeCun et al. 1998, section III.B).
+The paper reports 0.95 % test error without distortions, an accuracy of 0.9905 (LeCun et al. 1998, section III.B).
 This recipe has not been run: MNIST could not be downloaded where it was written.
 
 Images are centred on 32x32 and scaled to -0.1 (paper) and 1.175 (ink), as in the paper. It trains by the stochastic

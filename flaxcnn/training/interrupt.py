@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a request: the loop finishes its step, saves, and leaves."""
 
 import signal
+import threading
 from types import FrameType
 
 
@@ -12,7 +13,9 @@ class Interrupt:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # Python lets only the main thread handle signals; elsewhere they act as always.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -59,6 +59,11 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
     experiment = make_experiment(config, train.class_names, train.images.shape[1:])
     plan = Plan(config, len(train))
     workdir_lib.create(workdir, experiment)
+    say(
+        console,
+        f"{config.model.name} on {config.data.name}: {len(train):,} training and {len(test):,} test images, "
+        f"{plan.total:,} steps of {config.batch_size}, in {workdir}",
+    )
     for change in changes:
         say(console, f"changed since the checkpoint: {change}")
 

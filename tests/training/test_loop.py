@@ -1,5 +1,6 @@
 """The loop: what it leaves behind, what it refuses, how often it compiles, and that it never waits in a step."""
 
+import concurrent.futures
 import copy
 import io
 import json
@@ -186,6 +187,12 @@ def test_a_folder_of_another_experiment_is_refused_and_untouched(config, tmp_pat
         loop.fit(config, tmp_path / "run", console=console)
     assert message in str(raised.value) and "\n" not in str(raised.value)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_may_live_in_a_thread(config, tmp_path, console):
+    config.duration = "3 steps"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(loop.fit, config, tmp_path / "run", console=console).result().count == 359
 
 
 def test_what_may_change_is_said_and_taken(config, tmp_path, console):
