@@ -18,9 +18,11 @@ def main(argv: list[str]) -> int:
     try:
         config, workdir = flags.parse(argv, DEFAULT)
         loop.fit(config, workdir)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a folder that may not be entered, a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except loop.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         return interrupted.exit_code

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a folder that may not be entered, a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("evaluate", help="evaluate what a work directory holds")
     evaluate.add_argument("workdir", metavar="WORKDIR", type=Path)
     evaluate.add_argument("--split", help="of the data set (default: the run's test split)")
-    evaluate.add_argument("--batch-size", type=int, help="images at a time; changes no result")
+    evaluate.add_argument("--batch-size", type=int, help="images at a time; changes no accuracy")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie (default: as in training)")
     evaluate.set_defaults(run=_evaluate)
 

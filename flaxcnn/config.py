@@ -88,7 +88,7 @@ class EvaluationConfig:
     """When and how the test split is evaluated; it always is at the end."""
 
     every: str = _option("1 epochs", "duration between evaluations")
-    batch_size: int = _option(512, "images at a time; changes no result", minimum=1)
+    batch_size: int = _option(512, "images at a time; changes no accuracy", minimum=1)
 
 
 @dataclasses.dataclass
@@ -168,6 +168,8 @@ def validate(config: TrainConfig) -> None:
             raise UserError(f"{path} is {get_leaf(config, path)!r}; it must be longer than nothing")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing is {config.label_smoothing}; it must be 0 or more and below 1")
+    if config.seed >= 2**63:
+        raise UserError(f"seed is {config.seed}; it must be below 2**63")
     if not config.optimizer.momentum < 1:
         raise UserError(f"optimizer.momentum is {config.optimizer.momentum}; it must be below 1")
     if 0.0 in config.data.std:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import types
 from pathlib import Path
 
 from absl import flags
@@ -31,6 +32,7 @@ def parse(argv: list[str], default: Path) -> tuple[TrainConfig, Path]:
         print(_usage(argv[0], path, config))
         raise SystemExit(0)
     _check_paths(argv, config)
+    argv, unset = _without_unset(argv, config)
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dataclass(
@@ -43,11 +45,16 @@ def parse(argv: list[str], default: Path) -> tuple[TrainConfig, Path]:
         )
         flags.DEFINE_string("workdir", f"runs/{_run_name(path)}", "folder of the run", flag_values=values)
         rest = values(argv)
-    except (flags.Error, ValueError) as error:
+    except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(_explain(str(error), argv, config)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    return values.config, Path(values.workdir)
+    if not values.workdir:
+        raise UserError("--workdir is empty; name a folder")
+    for leaf in unset:
+        section, _, field = leaf.rpartition(".")
+        setattr(get_leaf(values.config, section) if section else values.config, field, None)
+    return values.config, Path(values.workdir).expanduser()
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -66,8 +73,9 @@ def load_config(path: str | Path) -> TrainConfig:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:  # whatever a user's file may raise
-        raise UserError(f"configuration file {path} fails: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"configuration file {path} fails: {type(error).__name__}: {reason}") from error
     if not isinstance(config, TrainConfig):
         raise UserError(f"get_config() of {path} must return a TrainConfig, got {type(config).__name__}")
     return config
@@ -85,16 +93,29 @@ def _check_paths(argv: list[str], config: TrainConfig) -> None:
 
 
 def _value_of(name: str, argv: list[str]) -> str | None:
+    """The last value given for a flag, which is the one that counts."""
+    value = None
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
         if argument in (f"--{name}", f"-{name}"):
-            return following
-        if match := re.match(rf"--?{name}=(.*)", argument):
-            return match[1]
-    return None
+            value = following
+        elif match := re.match(rf"--?{name}=(.*)", argument):
+            value = match[1]
+    return value
 
 
 def _overrides(argv: list[str]) -> list[tuple[str, str | None]]:
     return [match.groups() for match in map(_OVERRIDE.match, argv) if match]
+
+
+def _without_unset(argv: list[str], config: TrainConfig) -> tuple[list[str], list[str]]:
+    """Takes `--config.KEY=None` out of a command line, for keys that may be unset; absl has no way to say it."""
+    unset = {
+        path
+        for path, value in _overrides(argv)
+        if value in ("None", "none") and isinstance(leaf_type(config, path), types.UnionType)
+    }
+    kept = [argument for argument in argv if not any(re.match(rf"--?config\.{path}=", argument) for path in unset)]
+    return kept, sorted(unset)
 
 
 def _explain(message: str, argv: list[str], config: TrainConfig) -> str:

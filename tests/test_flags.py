@@ -50,6 +50,18 @@ def test_model_options_take_what_the_model_has_and_can_be_emptied():
     assert config.model.options.to_dict() == {}
 
 
+def test_a_leaf_that_may_be_unset_can_be():
+    config, _ = run("--config.data.image_size=None", "--config.optimizer.clip_norm=none", "--config.batch_size=7")
+    assert (config.data.image_size, config.optimizer.clip_norm, config.batch_size) == (None, None, 7)
+
+
+def test_the_last_of_two_files_counts(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(DEFAULT.read_text())
+    config, workdir = run(f"--config={ROOT}/configs/fashion_mnist/lenet5.py", f"--config={path}")
+    assert (config.data.name, str(workdir)) == ("digits", "runs/mine")
+
+
 def test_one_command_line_does_not_change_the_next():
     run("--config.batch_size=7")
     assert run()[0].batch_size != 7
@@ -68,6 +80,9 @@ def test_one_command_line_does_not_change_the_next():
         ("--config=nowhere.py", "there is no configuration file nowhere.py"),
         ("--confg=x", "Unknown command line flag 'confg'"),
         ("stray", "unexpected argument 'stray'"),
+        ("--workdir=", "--workdir is empty"),
+        ("--config.batch_size=None", "batch_size takes a whole number, got 'None'"),
+        ("--config.model.options.norm.x=3", "norm"),
     ],
 )
 def test_mistakes_are_one_line(argument, message):
@@ -87,6 +102,8 @@ def test_mistakes_are_one_line(argument, message):
             "unexpected keyword argument 'epochs'",
         ),
         ("", "has no attribute 'get_config'"),
+        ("raise ValueError('one\\ntwo')", "fails: ValueError: one"),
+        ("raise SystemExit(3)", "fails: SystemExit: 3"),
     ],
 )
 def test_a_broken_configuration_file_is_one_line(tmp_path, text, message):

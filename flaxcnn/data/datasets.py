@@ -102,7 +102,10 @@ def load(
 def decode_image(encoded: bytes, channels: int) -> np.ndarray | None:
     """Decodes a JPEG or PNG to (H, W, channels) uint8, grey for 1 channel and RGB for 3; None if it is neither."""
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag) if encoded else None
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag) if encoded else None
+    except cv2.error:  # larger than OpenCV is willing to decode
+        return None
     if image is None:
         return None
     return image[..., None] if channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -142,7 +145,7 @@ def _num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
 
 
 def _check_fits(builder, split, num_examples, shape, image_size, limit_bytes) -> None:
-    if not num_examples:
+    if num_examples <= 0:
         raise UserError(f"split {split!r} of data set {builder.name} is empty")
     if None in shape[:2] and image_size is None:
         raise UserError(f"the images of {builder.name} differ in size; set data.image_size, such as 64")

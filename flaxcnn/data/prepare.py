@@ -1,8 +1,10 @@
 """From a name to a prepared TFDS data set, stored as array_record so that it is read without TensorFlow."""
 
 import contextlib
+import hashlib
 import importlib.util
 import io
+import logging as python_logging
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -37,7 +39,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         base = name.split("/")[0].split(":")[0]
         hint = nearest(base, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"unknown data set {name!r}{hint}") from None
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, ValueError, OSError, ImportError) as error:
         if found := re.search(r"File format is already set to FileFormat\.(\w+)", str(error)):
             raise UserError(
                 f"data set {name} is prepared as {found[1].lower()}, which only TensorFlow reads; prepare it into "
@@ -79,10 +81,9 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
     if is_prepared(builder):
         return builder
     if builder.url_infos and not has_tensorflow():
-        raise UserError(f"preparing {name} needs TensorFlow: pip install 'flaxcnn[prepare]'")
+        raise UserError(f"preparing {name} needs TensorFlow: pip install -e '.[prepare]'")
 
-    root = Path(builder.data_dir_root)
-    with _removed_on_failure(root, Path(builder.data_path).parent, root / "downloads" / builder.name):
+    with _removed_on_failure(builder):
         _stage(builder, staged)
         manual = source if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else None
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
@@ -90,7 +91,7 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
             with _without_absl_warnings(), _few_retries(), _quiet_if(isinstance(builder, digits.Digits)):
                 builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
         except ImportError as error:
-            raise UserError(f"preparing {name} needs {error.name}: pip install 'flaxcnn[prepare]'") from error
+            raise UserError(f"preparing {name} needs {error.name}: pip install -e '.[prepare]'") from error
         except requests.RequestException as error:
             url = error.request.url if error.request is not None else "a file"
             raise UserError(
@@ -104,49 +105,96 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
 
 
 def _file_names(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
-    """The files that a builder may download: {URL: file name}."""
-    return {url: PurePosixPath(urlparse(url).path).name for url in builder.url_infos or {}}
+    """The files that a builder may download: {URL: the name under which a browser would save it}."""
+    infos = builder.url_infos or {}
+    return {url: info.filename or PurePosixPath(urlparse(url).path).name for url, info in infos.items()}
 
 
-def _match(builder: tfds.core.DatasetBuilder, source: Path) -> dict[str, Path]:
-    """Returns {URL: file in `source`}, every file checked against TFDS's checksum before anything is written."""
+def _match(builder: tfds.core.DatasetBuilder, source: Path) -> dict[str, bytes]:
+    """Returns {URL: content of its file in `source`}, each equal to what TFDS's checksum is of.
+
+    Nothing is written. Of several URLs whose files have one name, a file stands for the one that it equals.
+    """
     if not source.is_dir():
         raise UserError(f"{source} is not a folder")
     names = _file_names(builder)
-    matched = {url: source / name for url, name in names.items() if (source / name).is_file()}
-    if names and not matched:
-        raise UserError(f"{source} holds none of the files of {builder.name}: {', '.join(sorted(names.values()))}")
-    for url, path in matched.items():
-        expected, found = builder.url_infos[url], checksums.compute_url_info(path)
-        if (found.size, found.checksum) != (expected.size, expected.checksum):
+    matched: dict[str, bytes] = {}
+    for name in sorted(set(names.values())):
+        if not (source / name).is_file():
+            continue
+        content = (source / name).read_bytes()
+        urls = [url for url, other in names.items() if other == name]
+        genuine = {url: found for url in urls if (found := _as_published(content, name, builder.url_infos[url]))}
+        if not genuine:
+            expected = builder.url_infos[urls[0]]
             raise UserError(
-                f"{path} is not the file that {builder.name} was published with: expected {int(expected.size)} "
-                f"bytes with SHA-256 {expected.checksum}, found {int(found.size)} bytes with {found.checksum}"
+                f"{source / name} is not the file that {builder.name} was published with: expected "
+                f"{int(expected.size)} bytes with SHA-256 {expected.checksum}, found {len(content)} bytes with "
+                f"{hashlib.sha256(content).hexdigest()}"
             )
+        matched.update(genuine)
+    if names and not matched:
+        raise UserError(
+            f"{source} holds none of the files of {builder.name}: {', '.join(sorted(set(names.values())))}"
+        )
     return matched
 
 
-def _stage(builder: tfds.core.DatasetBuilder, staged: dict[str, Path]) -> None:
+# A gzip file's header may hold the name and the time of what it packs. Debian's package dataset-fashion-mnist has
+# taken the name out of its files and put in the time of the package, which changes their checksums. These are the
+# times, by the checksum of the file as published.
+_STRIPPED_GZIP_HEADER = bytes.fromhex("1f8b0800ed0ada5e0003")
+_GZIP_TIMES = {
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84": 1504176606,
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845": 1504176606,
+    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073": 1504176627,
+    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5": 1504176627,
+}
+
+
+def _as_published(content: bytes, name: str, expected: checksums.UrlInfo) -> bytes | None:
+    """Returns the content, its gzip header restored if need be, if that has the published checksum; else None."""
+    candidates = [content]
+    if expected.checksum in _GZIP_TIMES and content.startswith(_STRIPPED_GZIP_HEADER):
+        time = _GZIP_TIMES[expected.checksum].to_bytes(4, "little")
+        packed_name = name.removesuffix(".gz").encode() + b"\0"
+        header = bytes.fromhex("1f8b0808") + time + _STRIPPED_GZIP_HEADER[8:] + packed_name
+        candidates.append(header + content[len(_STRIPPED_GZIP_HEADER) :])
+    for candidate in candidates:
+        if len(candidate) == expected.size and hashlib.sha256(candidate).hexdigest() == expected.checksum:
+            return candidate
+    return None
+
+
+def _stage(builder: tfds.core.DatasetBuilder, staged: dict[str, bytes]) -> None:
     """Puts files where TFDS looks for what it has downloaded already."""
     folder = Path(builder.data_dir_root) / "downloads" / builder.name
-    for url, path in staged.items():
+    for url, content in staged.items():
         info = builder.url_infos[url]
         target = folder / resource.get_dl_fname(url, info.checksum)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        target.write_bytes(content)
         resource.write_info_file(
-            url=url, path=target, dataset_name=builder.name, original_fname=path.name, url_info=info
+            url=url,
+            path=target,
+            dataset_name=builder.name,
+            original_fname=_file_names(builder)[url],
+            url_info=info,
         )
 
 
 @contextlib.contextmanager
 def _few_retries():
     """Has TFDS give up on a host that does not answer after seconds; by itself it takes over three minutes."""
-    before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 4
+    urllib3 = python_logging.getLogger("urllib3")
+    before, level = downloader.MAX_RETRIES, urllib3.level
+    downloader.MAX_RETRIES = 4
+    urllib3.setLevel(python_logging.ERROR)
     try:
         yield
     finally:
         downloader.MAX_RETRIES = before
+        urllib3.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -175,15 +223,22 @@ def _quiet_if(tiny: bool):
 
 
 @contextlib.contextmanager
-def _removed_on_failure(*folders: Path):
-    """Removes, if the block fails, those of the folders that did not exist before it; the first is the root."""
-    new = [folder for folder in folders if not folder.exists()]
+def _removed_on_failure(builder: tfds.core.DatasetBuilder):
+    """Removes, if the block fails, what it wrote of this data set, and the folders that are empty then."""
+    root, own = Path(builder.data_dir_root), Path(builder.data_path).parent
+    downloads = root / "downloads"
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+
+    def present() -> set[Path]:
+        return {*own.glob("*"), downloads / builder.name} & {*own.glob("*"), *downloads.glob("*")}
+
+    before = present()
     try:
         yield
     except BaseException:
-        for folder in new:
-            shutil.rmtree(folder, ignore_errors=True)
-        for folder in (folders[0] / "downloads" / "extracted", folders[0] / "downloads"):
+        for path in present() - before:
+            shutil.rmtree(path, ignore_errors=True)
+        for folder in (own, downloads / "extracted", downloads, *made):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if empty
         raise

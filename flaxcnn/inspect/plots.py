@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 # Beyond so many classes the names would not be legible; the matrix is drawn without them.
 NAMED_CLASSES = 40
@@ -24,7 +21,8 @@ def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title
       path: of the picture.
       title: above it.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for kind, label in (("epoch", "training"), ("test", "test")):
             points = [(record["epoch"], record[name]) for record in records if record["kind"] == kind]
@@ -41,7 +39,6 @@ def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title
             axis.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path, *, title: str) -> None:
@@ -56,7 +53,8 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
     classes = len(class_names)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     size = min(max(5.0, 0.55 * classes + 2), 16)
-    figure, axis = plt.subplots(figsize=(size, size), layout="constrained")
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if classes <= NAMED_CLASSES:
         axis.set_xticks(range(classes), class_names, rotation=90)
@@ -68,4 +66,3 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
     axis.set(xlabel="predicted", ylabel="true", title=title)
     figure.colorbar(image, shrink=0.75, label="share of the class")
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -97,15 +97,20 @@ def create_model(name: str, **fields: Any) -> nn.Module:
 
 def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
     """Turns the name of a function or dtype into it, and refuses a number of the wrong kind."""
-    if isinstance(value, str) and field in NAMED:
-        if value not in NAMED[field]:
+    if field in NAMED:
+        if isinstance(value, str) and value in NAMED[field]:
+            return NAMED[field][value]
+        if value is not None and not callable(value):
             raise UserError(f"{model} has no {field} {value!r}; write one of {', '.join(NAMED[field])}")
-        return NAMED[field][value]
-    if isinstance(value, str) and field.endswith("dtype"):
+        return value
+    if field.endswith("dtype"):
         try:
-            return jnp.dtype(value)
+            dtype = jnp.dtype(value)
         except TypeError:
-            raise UserError(f"{field} {value!r} is not a dtype; write float32, bfloat16, ...") from None
+            dtype = None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise UserError(f"{field} {value!r} is not a floating dtype; write float32, bfloat16, ...") from None
+        return dtype
     kinds = {int: (int,), float: (int, float), bool: (bool,)}.get(annotation)
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)):
         raise UserError(f"{field} of {model} takes {annotation.__name__}, got {value!r}")

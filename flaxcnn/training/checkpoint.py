@@ -23,6 +23,7 @@ class Checkpoints:
         def accuracy(metrics: dict[str, float]) -> float:
             return metrics["accuracy"]
 
+        logging.get_absl_logger().addFilter(_is_news)
         kept = [
             checkpoint_managers.LatestN(keep or 1),
             checkpoint_managers.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False),
@@ -33,7 +34,6 @@ class Checkpoints:
             cleanup_tmp_directories=keep is not None,  # of runs that were killed while they saved
             read_only=keep is None,
         )
-        logging.get_absl_logger().addFilter(_is_news)
         self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).resolve(), options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -72,12 +72,13 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def restore(self, step: int, like: Carry) -> Carry:
-        """Returns what was saved at a step, with the structure, shapes, dtypes and devices of `like`.
+        """Returns what was saved at a step, with the structure, shapes and dtypes of `like`.
 
         Raises:
           UserError: it holds something else.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError) as error:
@@ -86,4 +87,5 @@ class Checkpoints:
 
 
 def _is_news(record: Any) -> bool:
-    return "did not provide metrics" not in record.getMessage()
+    known = ("did not provide metrics", "read_only=True", "directory is read only", "Metadata file does not exist")
+    return not any(message in record.getMessage() for message in known)

@@ -23,7 +23,7 @@ class Evaluation:
 
     Attributes:
       count: examples evaluated, equal to the size of the split.
-      loss: mean cross-entropy, in nats.
+      loss: mean cross-entropy, without label smoothing, in nats.
       accuracy: share of examples whose best class is their label.
       accuracy_top5: share whose label is among the best five.
       confusion: (classes, classes) int array, rows by label and columns by prediction; None above 1,000 classes.
@@ -57,9 +57,7 @@ def gather(data: Data, indices: Array, mask: Array) -> Data:
 
 def make_evaluator(experiment: Experiment) -> Callable[[TrainState, Data], Evaluation]:
     """Returns `evaluate(state, data) -> Evaluation`, compiled once for each batch size."""
-    eval_step = make_eval_step(
-        experiment.model, experiment.preprocess, label_smoothing=experiment.config.label_smoothing
-    )
+    eval_step = make_eval_step(experiment.model, experiment.preprocess)
 
     @jax.jit
     def evaluate_batch(state: TrainState, data: Data, indices: Array, mask: Array) -> Any:
@@ -70,7 +68,8 @@ def make_evaluator(experiment: Experiment) -> Callable[[TrainState, Data], Evalu
     def evaluate(state: TrainState, data: Data) -> Evaluation:
         num_examples = len(data["label"])
         totals = None
-        for indices, mask in evaluation_batches(num_examples, experiment.config.evaluation.batch_size):
+        batch_size = min(experiment.config.evaluation.batch_size, num_examples)
+        for indices, mask in evaluation_batches(num_examples, batch_size):
             metrics = evaluate_batch(state, data, indices, mask)
             totals = metrics if totals is None else add(totals, metrics)
         totals = jax.device_get(totals)

@@ -120,6 +120,8 @@ def _build(config: TrainConfig, num_classes: int) -> nn.Module:
     options = config.model.options.to_dict()
     if taken := {"num_classes", "dtype"} & set(options):
         raise UserError(f"model.options.{min(taken)} is written model.{min(taken)}")
+    if "bn_axis_name" in options:
+        raise UserError("model.options.bn_axis_name names a device axis, and this run has none; leave it out")
     try:
         return create_model(config.model.name, num_classes=num_classes, dtype=config.model.dtype, **options)
     except UserError as error:

@@ -33,11 +33,12 @@ def load_trained(workdir: str | Path, checkpoint: str = "latest") -> tuple[Exper
         raise UserError(f"{workdir} holds no checkpoint yet; train with --workdir={workdir}")
     with Checkpoints(workdir) as checkpoints:
         named = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}
-        step = int(checkpoint) if checkpoint.isdigit() else named.get(checkpoint)
+        step = int(checkpoint) if checkpoint.isdecimal() else named.get(checkpoint)
         if step not in checkpoints.steps:
             steps = ", ".join(map(str, checkpoints.steps))
             raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; write latest, best or one of {steps}")
-        like = Carry.start(experiment.create_state(experiment.optimizer()))
+        # Only shapes are needed of what will be restored, so nothing is initialised.
+        like = jax.eval_shape(lambda: Carry.start(experiment.create_state(experiment.optimizer())))
         return experiment, checkpoints.restore(step, like).state
 
 

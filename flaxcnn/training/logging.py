@@ -37,6 +37,11 @@ class MetricsLog:
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Hands everything written so far to the operating system."""
+        self._file.flush()
+        self._events.flush()
+
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
@@ -80,6 +85,7 @@ class Recorder:
         self._total, self._per_epoch, self._batch_size = total, per_epoch, batch_size
         self._steps_per_second = 0.0
         self._clock: tuple[int, float] | None = None
+        self._compiled = False
         columns = (
             rich.progress.TextColumn("epoch {task.fields[epoch]}"),
             rich.progress.BarColumn(bar_width=None),
@@ -101,16 +107,17 @@ class Recorder:
         self._log.close()
 
     def tick(self, step: int) -> None:
-        """Notes that a step was handed to the device; the first stands for compilation and is not timed."""
-        if self._clock is None:
-            self._clock = step, time.perf_counter()
+        """Notes that a step is about to be taken; the first one compiles, and is not timed."""
+        if self._clock is None and self._compiled:
+            self._clock = step - 1, time.perf_counter()
+        self._compiled = True
 
     def interval(self, step: int, means: dict[str, float], learning_rate: float) -> None:
         """Records the training since the last such record."""
-        since, seconds = step - self._clock[0], time.perf_counter() - self._clock[1]
-        self._clock = None
-        if since:
+        if self._clock is not None:
+            since, seconds = step - self._clock[0], time.perf_counter() - self._clock[1]
             self._steps_per_second = since / max(seconds, 1e-9)
+            self._clock = None
         rate = {"learning_rate": learning_rate, "images_per_second": self._images_per_second}
         self._log.write("interval", step, step / self._per_epoch, {**means, **rate})
         numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}  {self._speed(step)}"
@@ -127,6 +134,10 @@ class Recorder:
         tested = "" if test_accuracy is None else f"  test accuracy {test_accuracy:.4f}"
         numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}{tested}"
         say(self._console, f"epoch {self._epoch(step)}  {numbers}  {self._speed(step)}")
+
+    def flush(self) -> None:
+        """Puts all records on disk, before a checkpoint after which they would not be made again."""
+        self._log.flush()
 
     @property
     def _images_per_second(self) -> float:

@@ -73,9 +73,10 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
         carry, evaluation = _train(experiment, plan, evaluate, train, test, workdir, checkpoints, console)
     if evaluation is None:
         evaluation = evaluate(carry.state, test)
-    write_results(workdir, experiment, evaluation, step=plan.total)
+    step = int(carry.state.step)
+    write_results(workdir, experiment, evaluation, step=step)
     print_evaluation(
-        console, experiment, evaluation, split=config.data.test_split, checkpoint=f"after step {plan.total:,}"
+        console, experiment, evaluation, split=config.data.test_split, checkpoint=f"after step {step:,}"
     )
     say(console, f"results in {workdir}")
     return evaluation
@@ -98,6 +99,8 @@ class Plan:
                 f"batch_size is {self.config.batch_size}; split {self.config.data.train_split!r} of "
                 f"{self.config.data.name} has only {self.num_examples} examples"
             )
+        if self.total >= 2**31:
+            raise UserError(f"duration is {self.config.duration!r}, {self.total:,} steps; it must be below 2**31")
 
     @property
     def per_epoch(self) -> int:
@@ -164,19 +167,21 @@ def _train(
     with Recorder(workdir, console, start=step, **sizes) as recorder, Interrupt() as interrupt:
         while step < plan.total:
             step += 1
-            carry, evaluation = train_batch(carry, train, plan.indices(step)), None
             recorder.tick(step)
+            carry, evaluation = train_batch(carry, train, plan.indices(step)), None
+            if plan.logs(step) or plan.evaluates(step) or plan.saves(step) or interrupt.received:
+                _check_finite(carry, step)
             if plan.logs(step):
-                recorder.interval(step, _finite_means(carry.interval, step), float(schedule(step - 1)))
+                recorder.interval(step, _means(carry.interval), float(schedule(step - 1)))
                 carry = carry.replace(interval=zero_metrics())
             if plan.evaluates(step):
                 evaluation = evaluate(carry.state, test)
                 recorder.test(step, evaluation.scalars)
             if plan.ends_epoch(step):
-                recorder.epoch(step, _finite_means(carry.epoch, step), evaluation and evaluation.accuracy)
+                recorder.epoch(step, _means(carry.epoch), evaluation and evaluation.accuracy)
                 carry = carry.replace(epoch=zero_metrics())
             if plan.saves(step) or interrupt.received:
-                _finite_means(carry.epoch, step)
+                recorder.flush()
                 checkpoints.save(step, carry, evaluation and evaluation.accuracy)
             if interrupt.received and step < plan.total:
                 message = f"stopped and saved after step {step:,} of {plan.total:,}; the same command continues"
@@ -220,14 +225,23 @@ def to_device(dataset: datasets.ImageDataset) -> Data:
     return jax.device_put({"image": dataset.images, "label": dataset.labels}, jax.devices()[0])
 
 
-def _finite_means(sums: dict[str, jax.Array], step: int) -> dict[str, float]:
-    """Fetches sums of metrics and returns their means; raises `UserError` where training has diverged."""
+def _means(sums: dict[str, jax.Array]) -> dict[str, float]:
+    """Fetches sums of metrics and returns their means."""
     sums = jax.device_get(sums)
     count = max(int(sums["count"]), 1)
-    means = {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
-    if not np.isfinite(means["loss"]):
+    return {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
+
+
+@jax.jit
+def _is_finite(carry: Carry) -> jax.Array:
+    sums = [jnp.sum(leaf) for leaf in jax.tree.leaves((carry.state.params, carry.epoch["loss"]))]
+    return jnp.isfinite(jnp.stack([jnp.asarray(total, jnp.float32) for total in sums])).all()
+
+
+def _check_finite(carry: Carry, step: int) -> None:
+    """Raises `UserError` if training has diverged, before that is evaluated or saved."""
+    if not _is_finite(carry):
         raise UserError(
-            f"the loss is {means['loss']} by step {step:,}: training diverged; lower optimizer.learning_rate or "
-            f"lengthen schedule.warmup, and start in a new --workdir"
+            f"training diverged by step {step:,}: the loss or a parameter is not finite; lower "
+            f"optimizer.learning_rate or lengthen schedule.warmup, and start in a new --workdir"
         )
-    return means

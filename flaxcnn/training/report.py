@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import rich.console
-import rich.table
 
 from flaxcnn.training.evaluation import Evaluation
 from flaxcnn.training.experiment import Experiment
@@ -33,12 +32,10 @@ def print_evaluation(
         f"{split} accuracy {evaluation.accuracy:.4f} ({correct:,} of {evaluation.count:,} right){top5}, "
         f"loss {evaluation.loss:.4f}, {checkpoint}",
     )
-    if evaluation.confusion is None:
-        return
-    if len(names) <= TABLE_CLASSES:
-        console.print(_confusion_table(evaluation, names))
-    else:
-        console.print(_worst_classes(evaluation, names))
+    if evaluation.confusion is not None:
+        lines = _class_lines(evaluation, names, console.width)
+        for line in lines if len(names) <= TABLE_CLASSES else _worst_classes(evaluation, names):
+            say(console, line)
 
 
 def write_results(workdir: Path, experiment: Experiment, evaluation: Evaluation, *, step: int) -> None:
@@ -50,7 +47,7 @@ def write_results(workdir: Path, experiment: Experiment, evaluation: Evaluation,
     results: dict[str, Any] = {"step": step, config.data.test_split: evaluation.scalars}
     records = read_metrics(workdir)
     if tested := [record for record in records if record["kind"] == "test"]:
-        results["best"] = max(tested, key=lambda record: record["accuracy"])
+        results["best"] = max(tested, key=lambda record: (record["accuracy"], record["step"]))
     if evaluation.confusion is not None:
         accuracy = [None if np.isnan(value) else float(value) for value in evaluation.class_accuracy]
         results["class_accuracy"] = dict(zip(experiment.class_names, accuracy, strict=True))
@@ -65,26 +62,25 @@ def write_results(workdir: Path, experiment: Experiment, evaluation: Evaluation,
     plots.plot_learning_curves(records, workdir / "learning_curves.png", title=title)
 
 
-def _confusion_table(evaluation: Evaluation, names: tuple[str, ...]) -> rich.table.Table:
-    table = rich.table.Table(box=None, title="confusion matrix: rows true, columns predicted", title_justify="left")
-    table.add_column("class", no_wrap=True)
-    table.add_column("accuracy", justify="right")
-    for index in range(len(names)):
-        table.add_column(str(index), justify="right", no_wrap=True)
-    for index, (name, accuracy, row) in enumerate(
-        zip(names, evaluation.class_accuracy, evaluation.confusion, strict=True)
-    ):
+def _class_lines(evaluation: Evaluation, names: tuple[str, ...], width: int) -> list[str]:
+    """Each class and its accuracy, and beside it the row of the confusion matrix if that fits."""
+    label_width = max(len(name) for name in names) + 4
+    cell = max(len(str(evaluation.confusion.max())), len(str(len(names)))) + 1
+    fits = label_width + 10 + cell * len(names) <= width
+    title = "each class, its accuracy" + (", its row of the confusion matrix:" if fits else ":")
+    lines = [title]
+    for index, (name, accuracy) in enumerate(zip(names, evaluation.class_accuracy, strict=True)):
+        row = "".join(f"{count or '.':>{cell}}" for count in evaluation.confusion[index]) if fits else ""
         label = name if name == str(index) else f"{index} {name}"
-        table.add_row(label, f"{accuracy:.4f}", *(str(count) if count else "." for count in row))
-    return table
+        lines.append(f"  {label:<{label_width}}{accuracy:.4f} {row}".rstrip())
+    return lines
 
 
-def _worst_classes(evaluation: Evaluation, names: tuple[str, ...]) -> rich.table.Table:
-    table = rich.table.Table(box=None, title=f"the {TABLE_CLASSES} worst classes", title_justify="left")
-    for column in ("class", "accuracy", "mostly taken for"):
-        table.add_column(column)
+def _worst_classes(evaluation: Evaluation, names: tuple[str, ...]) -> list[str]:
+    """The classes with the lowest accuracy, and what each was mostly taken for."""
     wrong = evaluation.confusion * (1 - np.eye(len(names), dtype=int))
+    lines = [f"the {TABLE_CLASSES} worst classes:"]
     for index in np.argsort(evaluation.class_accuracy, kind="stable")[:TABLE_CLASSES]:
-        other = names[wrong[index].argmax()] if wrong[index].any() else ""
-        table.add_row(names[index], f"{evaluation.class_accuracy[index]:.4f}", other)
-    return table
+        other = f", mostly taken for {names[wrong[index].argmax()]}" if wrong[index].any() else ""
+        lines.append(f"  {evaluation.class_accuracy[index]:.4f}  {names[index]}{other}")
+    return lines

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ Preprocess = Callable[..., Array]
 
 # Above this many classes the confusion matrix is left out of the metrics: it would weigh more than the network.
 CONFUSION_CLASSES = 1000
+# Szegedy et al., "Going Deeper with Convolutions", 2014, section 5.
+AUXILIARY_WEIGHT = 0.3
 
 
 def make_train_step(
@@ -28,8 +31,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch, axis_name=None) -> (state, metrics)`, a pure function.
 
-    The loss is softmax cross-entropy, averaged over the examples whose mask is 1. With `axis_name` the batch is
-    one device's share, and gradients, statistics and metrics are those of the whole.
+    The loss is softmax cross-entropy, averaged over the examples whose mask is 1, plus 0.3 of that of each
+    auxiliary head, which a model sows into `aux_logits`; the metrics are of the main head alone. With `axis_name`
+    the batch is one device's share, and gradients, statistics and metrics are those of the whole.
 
     Args:
       model: network, called with `train=True`; dropout draws from the key of (seed, step, device).
@@ -39,6 +43,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+        _check_batch(batch)
         key = jax.random.fold_in(state.rng, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -51,11 +56,14 @@ def make_train_step(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
                 train=True,
-                mutable=["batch_stats"],
+                mutable=["batch_stats", "aux_logits"],
                 rngs={"dropout": dropout_key},
             )
             losses = cross_entropy(logits, batch["label"], label_smoothing)
-            return (losses * batch["mask"]).sum() / count, (logits, losses, updated.get("batch_stats", {}))
+            total = losses
+            for auxiliary in jax.tree.leaves(updated.get("aux_logits", {})):
+                total = total + AUXILIARY_WEIGHT * cross_entropy(auxiliary, batch["label"], label_smoothing)
+            return (total * batch["mask"]).sum() / count, (logits, losses, updated.get("batch_stats", {}))
 
         gradients, (logits, losses, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
         gradients = _sum_over(axis_name, gradients)
@@ -73,9 +81,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    model: nn.Module, preprocess: Preprocess, *, label_smoothing: float = 0.0
-) -> Callable[..., Metrics]:
+def make_eval_step(model: nn.Module, preprocess: Preprocess) -> Callable[..., Metrics]:
     """Returns `eval_step(state, batch, axis_name=None) -> metrics`, a pure function.
 
     The metrics are sums and counts over the examples whose mask is 1: those of training, `correct_top5`, and
@@ -83,13 +89,14 @@ def make_eval_step(
     """
 
     def eval_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> Metrics:
+        _check_batch(batch)
         logits = model.apply(state.variables, preprocess(batch["image"]), train=False)
-        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        losses = cross_entropy(logits, batch["label"])
         metrics = _metrics(logits, losses, batch)
         counted = batch["mask"].astype(jnp.int32)
         own = jnp.take_along_axis(logits, batch["label"][:, None], axis=-1)
         above = ~(logits <= own)  # also where a logit is not a number, which must not count as right
-        metrics["correct_top5"] = ((above.sum(axis=-1) < 5) * counted).sum()
+        metrics["correct_top5"] = ((above.sum(axis=-1) < 5) * counted).sum(dtype=jnp.int32)
         classes = logits.shape[-1]
         if classes <= CONFUSION_CLASSES:
             cell = batch["label"], logits.argmax(axis=-1)
@@ -99,18 +106,25 @@ def make_eval_step(
     return eval_step
 
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> Array:
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
     """Returns the softmax cross-entropy (B,) of logits (B, K) with smoothed one-hot labels (B,), in nats."""
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
     return optax.softmax_cross_entropy(logits, targets)
+
+
+def _check_batch(batch: Batch) -> None:
+    """Asserts, while the step is traced, that a batch is what the contract says."""
+    chex.assert_rank([batch["image"], batch["label"], batch["mask"]], [4, 1, 1])
+    chex.assert_equal_shape_prefix([batch["image"], batch["label"], batch["mask"]], 1)
+    chex.assert_type([batch["image"], batch["label"]], [jnp.uint8, jnp.int32])
 
 
 def _metrics(logits: Array, losses: Array, batch: Batch) -> Metrics:
     counted = batch["mask"].astype(jnp.int32)
     return {
         "loss": (losses * batch["mask"]).sum(),
-        "correct": ((logits.argmax(axis=-1) == batch["label"]) * counted).sum(),
-        "count": counted.sum(),
+        "correct": ((logits.argmax(axis=-1) == batch["label"]) * counted).sum(dtype=jnp.int32),
+        "count": counted.sum(dtype=jnp.int32),
     }
 
 

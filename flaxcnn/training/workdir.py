@@ -54,7 +54,10 @@ def read_run(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / RUN_FILE
     try:
-        return json.loads(path.read_text())
+        run = json.loads(path.read_text())
+        if not (isinstance(run, dict) and isinstance(run.get("config"), dict) and "data" in run):
+            raise UserError(f"{path} is not the record of a run")
+        return run
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{workdir} holds no run ({RUN_FILE} is missing); train with --workdir={workdir}") from None
     except (OSError, json.JSONDecodeError) as error:
@@ -80,13 +83,17 @@ def check_usable(workdir: Path, config: TrainConfig) -> list[str]:
     Raises:
       UserError: it cannot be written to, or holds checkpoints of another experiment.
     """
-    existing = workdir
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    try:
+        existing = workdir
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+    except OSError as error:
+        raise UserError(f"work directory {workdir} cannot be made: {error.strerror}") from None
     if not existing.is_dir():
         raise UserError(f"work directory {workdir} cannot be made: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"work directory {workdir} cannot be written to: no permission on {existing}")
+    for folder in (existing, workdir / CHECKPOINTS):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"work directory {workdir} cannot be written to: no permission on {folder}")
     if not has_checkpoints(workdir):
         return []
     before, now = read_run(workdir)["config"], config_lib.to_dict(config)
@@ -94,7 +101,7 @@ def check_usable(workdir: Path, config: TrainConfig) -> list[str]:
     changes = {path: pair for path, pair in changes.items() if pair[0] != pair[1]}
     other = {path: pair for path, pair in changes.items() if _is_identity(path)}
     if other:
-        differences = ", ".join(f"{path} {then!r}, not {this!r}" for path, (then, this) in other.items())
+        differences = ", ".join(f"{path} {then!r}, not {this!r}" for path, (then, this) in list(other.items())[:3])
         raise UserError(f"{workdir} holds another experiment ({differences}); choose another --workdir")
     return [f"{path}: {then!r} -> {this!r}" for path, (then, this) in changes.items()]
 

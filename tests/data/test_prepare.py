@@ -119,7 +119,7 @@ def test_a_useless_folder_is_refused(tmp_path, content):
 
 def test_missing_tensorflow_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_lib, "has_tensorflow", lambda: False)
-    with pytest.raises(UserError, match=r"preparing mnist needs TensorFlow: pip install 'flaxcnn\[prepare\]'"):
+    with pytest.raises(UserError, match=r"preparing mnist needs TensorFlow: pip install -e '\.\[prepare\]'"):
         prepare("mnist", str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
 

@@ -97,10 +97,10 @@ def test_the_first_step_is_not_timed_because_it_compiles(tmp_path):
 
     console = rich.console.Console(file=io.StringIO())
     with Recorder(tmp_path, console, start=0, total=3, per_epoch=3, batch_size=10) as recorder:
-        time.sleep(0.3)
         recorder.tick(1)
-        time.sleep(0.05)
+        time.sleep(0.3)
         recorder.tick(2)
+        time.sleep(0.05)
         time.sleep(0.05)
         recorder.tick(3)
         recorder.interval(3, {"loss": 1.0, "accuracy": 0.0}, learning_rate=0.1)

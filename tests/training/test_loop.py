@@ -20,7 +20,6 @@ from flaxcnn.training import loop
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.inference import evaluate, load_trained
 from flaxcnn.training.logging import read_metrics
-from flaxcnn.training.state import Carry
 
 
 @pytest.fixture
@@ -58,7 +57,12 @@ def test_a_run_leaves_its_numbers_and_pictures(config, tmp_path, console):
     assert evaluate(experiment, state).accuracy == result.accuracy
 
 
-def test_the_step_compiles_once_also_after_a_restart(config, tmp_path, console, monkeypatch, caplog):
+@pytest.mark.parametrize("precision", ["x32", "x64"])
+def test_the_step_compiles_once_also_after_a_restart(
+    config, tmp_path, console, monkeypatch, caplog, precision, request
+):
+    if precision == "x64":
+        request.getfixturevalue("x64")
     traces = []
 
     def counted(*arguments, **keywords):
@@ -97,6 +101,14 @@ class Host:
     def __float__(self):
         return float(self._read())
 
+    def __int__(self):
+        return int(self._read())
+
+    __index__ = __int__
+
+    def __bool__(self):
+        return bool(self._read())
+
     def item(self):
         return self._read().item()
 
@@ -112,6 +124,7 @@ def reads_of_a_run(config, tmp_path, monkeypatch, steps, train_batch):
     monkeypatch.setattr(loop, "make_train_batch", lambda *_: train_batch)
     monkeypatch.setattr(loop, "make_evaluator", lambda *_: lambda state, data: Fake())
     monkeypatch.setattr(loop, "Checkpoints", Fake)
+    monkeypatch.setattr(loop, "_is_finite", lambda carry: float(carry.epoch["loss"]) == 0)
     for name in ("write_results", "print_evaluation", "say"):
         monkeypatch.setattr(loop, name, lambda *_, **__: None)
     Host.reads = 0
@@ -138,14 +151,16 @@ class Fake:
 
 
 def returns_at_once(carry, data, indices):
-    sums = {name: Host() for name in ("loss", "correct", "count")}
-    return Carry(carry.state, interval=sums, epoch=sums)
+    return jax.tree.map(lambda _: Host(), carry)
 
 
-def waits(carry, data, indices):
-    carry = returns_at_once(carry, data, indices)
-    float(carry.interval["loss"])
-    return carry
+def waits(look):
+    def step(carry, data, indices):
+        carry = returns_at_once(carry, data, indices)
+        look(carry)
+        return carry
+
+    return step
 
 
 def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch):
@@ -154,9 +169,32 @@ def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch):
         reads_of_a_run(copy.deepcopy(config), tmp_path, monkeypatch, steps, returns_at_once) for steps in (8, 88)
     )
     assert short == long > 0
-    # The same measurement shows a wait where there is one.
-    short, long = (reads_of_a_run(copy.deepcopy(config), tmp_path, monkeypatch, steps, waits) for steps in (9, 87))
-    assert long - short == 87 - 9
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda carry: float(carry.interval["loss"]),
+        lambda carry: int(carry.state.step),
+        lambda carry: np.asarray(carry.state.params["conv1"]["bias"]),
+        lambda carry: jax.device_get(carry.epoch),
+        lambda carry: carry.state.step.block_until_ready(),
+    ],
+)
+def test_the_measurement_shows_a_wait_where_there_is_one(config, tmp_path, monkeypatch, look):
+    short, long = (
+        reads_of_a_run(copy.deepcopy(config), tmp_path, monkeypatch, steps, waits(look)) for steps in (8, 88)
+    )
+    assert long - short >= 80
+
+
+def test_divergence_in_the_last_step_is_not_saved(config, tmp_path, console):
+    config.duration, config.optimizer.learning_rate = "1 steps", 1e38
+    with pytest.raises(UserError, match="training diverged by step 1"):
+        loop.fit(config, tmp_path / "run", console=console)
+    assert not (tmp_path / "run" / "results.json").exists()
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == []
 
 
 def test_a_finished_run_is_evaluated_again_and_left_alone(config, tmp_path, console):
@@ -217,7 +255,10 @@ def test_what_may_change_is_said_and_taken(config, tmp_path, console):
         (lambda c: setattr(c.data, "image_size", 8), "data.image_size is 8; lenet5 takes images of at least 12x12"),
         (lambda c: setattr(c.data, "image_size", None), "digits are 8x8; set data.image_size to 12 or more"),
         (lambda c: setattr(c.data, "mean", (0.1, 0.2)), "data.mean has 2 values.*write 1"),
-        (lambda c: c.data.__dict__.update(resize="pad", image_size=7), "data.image_size is 7"),
+        (lambda c: c.data.__dict__.update(resize="pad", name="shapes8"), "unknown data set 'shapes8'"),
+        (lambda c: c.model.options.update(bn_axis_name="x"), "bn_axis_name names a device axis"),
+        (lambda c: setattr(c, "duration", "1e300 epochs"), "must be below"),
+        (lambda c: setattr(c, "seed", 2**63), "must be below"),
         (lambda c: setattr(c.model, "dtype", "float64"), "only with JAX_ENABLE_X64=1"),
         (lambda c: c.model.options.update(nrom=1), "has no field 'nrom'; did you mean norm"),
         (lambda c: c.model.options.update(num_classes=3), "is written model.num_classes"),
@@ -246,7 +287,7 @@ def test_divergence_ends_with_one_line_and_the_last_good_checkpoint(config, tmp_
     config.duration = "1 epochs"
     loop.fit(config, tmp_path / "run", console=console)
     config.duration, config.optimizer.learning_rate = "3 epochs", 1e30
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) by step 44: .*lower optimizer.learning_rate"):
+    with pytest.raises(UserError, match=r"training diverged by step 44: .*lower optimizer.learning_rate"):
         loop.fit(config, tmp_path / "run", console=console)
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.steps == [22]

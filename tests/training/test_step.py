@@ -136,6 +136,33 @@ def test_evaluation_metrics_are_those_of_counting():
     assert int(metrics["correct"]) == np.trace(confusion)
 
 
+class TwoHeads(nn.Module):
+    """A main head and two auxiliary ones, of which the second is sown deeper."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.reshape(images.shape[0], -1)
+        for name in ("aux1", "aux2"):
+            logits = nn.Dense(7, name=name)(x)
+            if train:
+                self.sow("aux_logits", f"{name}_logits", logits)
+        return nn.Dense(7, name="main")(x)
+
+
+def test_auxiliary_heads_learn_at_three_tenths_and_stay_out_of_the_metrics():
+    model, optimizer, batch = TwoHeads(), optax.sgd(1.0), batch_of(8)
+    state = state_of(model, optimizer)
+    after, metrics = jax.jit(make_train_step(model, optimizer, as_float))(state, batch)
+    for name, weight in (("aux1", 0.3), ("aux2", 0.3), ("main", 1.0)):
+        x = np.asarray(batch["image"], float).reshape(8, -1) / 255
+        logits = x @ np.asarray(state.params[name]["kernel"]) + np.asarray(state.params[name]["bias"])
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        expected = state.params[name]["kernel"] - weight * x.T @ (p - np.eye(7)[batch["label"]]) / 8
+        np.testing.assert_allclose(after.params[name]["kernel"], expected, rtol=1e-4, atol=1e-6)
+    own = -np.log(p[np.arange(8), batch["label"]])
+    np.testing.assert_allclose(float(metrics["loss"]), own.sum(), rtol=1e-5)
+
+
 def test_a_logit_that_is_not_a_number_is_never_among_the_best_five():
     model = Linear()
     state = state_of(model, optax.sgd(0.1))
