@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcnn.training.state import TrainState
+
 
 def random_variables(model, shape, seed=0, dtype=None):
     """Returns variables for images of a shape: normal with deviation 0.3, variances of BatchNorm in 1..2."""
@@ -21,3 +23,17 @@ def random_variables(model, shape, seed=0, dtype=None):
 def random_images(*shape, seed=1):
     """Returns standard normal images."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def random_state(model, optimizer, shape, *, step=0, seed=0):
+    """Returns the state of a training whose variables are random, at a step."""
+    variables = random_variables(model, (1, *shape), seed=seed)
+    return TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+        ema=None,
+        loss_scale=None,
+        rng=jax.random.key(seed),
+    )

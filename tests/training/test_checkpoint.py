@@ -9,23 +9,12 @@ import pytest
 from flaxcnn import UserError
 from flaxcnn.models import create_model
 from flaxcnn.training.checkpoint import Checkpoints
-from flaxcnn.training.state import Carry, TrainState
-from tests.variables import random_variables
+from flaxcnn.training.state import Carry
+from tests.variables import random_state
 
 
 def carry_of(model, seed=0):
-    variables = random_variables(model, (1, 12, 12, 1), seed=seed)
-    optimizer = optax.sgd(0.1, momentum=0.9)
-    state = TrainState(
-        step=jnp.asarray(seed, jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
-        ema=None,
-        loss_scale=None,
-        rng=jax.random.key(seed),
-    )
-    return Carry.start(state)
+    return Carry.start(random_state(model, optax.sgd(0.1, momentum=0.9), (12, 12, 1), step=seed, seed=seed))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ import optax
 import pytest
 
 from flaxcnn.models import create_model
-from flaxcnn.training.state import TrainState
 from flaxcnn.training.step import cross_entropy, make_eval_step, make_train_step
-from tests.variables import random_variables
+from tests.variables import random_state
 
 
 class Linear(nn.Module):
@@ -39,17 +38,8 @@ def batch_of(size, classes=7, shape=(2, 3, 1), mask=None):
     }
 
 
-def state_of(model, optimizer, shape=(2, 3, 1), seed=0):
-    variables = random_variables(model, (1, *shape))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(variables["params"]),
-        ema=None,
-        loss_scale=None,
-        rng=jax.random.key(seed),
-    )
+def state_of(model, optimizer, shape=(2, 3, 1)):
+    return random_state(model, optimizer, shape)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -175,7 +165,7 @@ def test_dropout_and_augmentation_depend_on_seed_and_step_alone():
     step = jax.jit(make_train_step(model, optimizer, lambda x, key=None: as_float(x) + jax.random.uniform(key, ())))
 
     def kernel(seed, at):
-        state = state_of(model, optimizer, seed=seed).replace(step=jnp.asarray(at, jnp.int32))
+        state = state_of(model, optimizer).replace(step=jnp.asarray(at, jnp.int32), rng=jax.random.key(seed))
         return np.asarray(step(state, batch_of(8))[0].params["Dense_0"]["kernel"])
 
     np.testing.assert_array_equal(kernel(0, 5), kernel(0, 5))

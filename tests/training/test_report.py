@@ -1,0 +1,49 @@
+"""The numbers at the end, for few and many classes, wide and narrow screens."""
+
+import io
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import rich.console
+
+from flaxcnn.training.evaluation import Evaluation
+from flaxcnn.training.report import print_evaluation
+
+
+def printed(confusion, names, width):
+    confusion = np.asarray(confusion)
+    count = int(confusion.sum())
+    evaluation = Evaluation(count, 0.5, np.trace(confusion) / count, 1.0, confusion)
+    console = rich.console.Console(file=io.StringIO(), width=width)
+    experiment = SimpleNamespace(class_names=names)
+    print_evaluation(console, experiment, evaluation, split="test", checkpoint="after step 7")
+    return console.file.getvalue().splitlines()
+
+
+def test_few_classes_show_accuracy_and_the_confusion_matrix():
+    lines = printed([[3, 1], [0, 12345]], ("cat [x]", "dog"), width=80)
+    assert lines[0] == "test accuracy 0.9999 (12,348 of 12,349 right), loss 0.5000, after step 7"
+    assert [line.split() for line in lines[2:]] == [
+        ["0", "cat", "[x]", "0.7500", "3", "1"],
+        ["1", "dog", "1.0000", ".", "12345"],
+    ]
+
+
+def test_a_matrix_that_does_not_fit_is_left_out_and_the_accuracies_stay():
+    names = tuple(f"class number {index}" for index in range(20))
+    lines = printed(np.diag([10_000] * 20), names, width=80)
+    assert "confusion" not in lines[1]
+    assert all(re.fullmatch(r"  \d+ class number \d+ +1\.0000", line) for line in lines[2:])
+    assert len(lines) == 22
+
+
+def test_many_classes_show_the_worst_and_what_they_were_taken_for():
+    confusion = np.diag([10] * 100)
+    confusion[42] = 0
+    confusion[42, 7] = 10
+    confusion[99] = 0  # none in the split
+    lines = printed(confusion, tuple(f"n{index}" for index in range(100)), width=80)
+    assert len(lines) == 22
+    assert lines[2] == "  0.0000  n42, mostly taken for n7"
+    assert not any("nan" in line for line in lines)
