@@ -5,6 +5,7 @@ epochs or steps: "10 epochs", "0.5 epochs", "400 steps".
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -123,6 +124,7 @@ class TrainConfig:
     logging: LoggingConfig = _option(LoggingConfig, "what is recorded")
 
 
+@functools.cache  # the loop asks at every step
 def to_steps(duration: str, steps_per_epoch: int) -> int:
     """Returns a duration ("10 epochs", "400 steps") as a whole number of steps, fractions of one rounded up."""
     amount, is_epochs = _parse_duration(duration)
@@ -155,11 +157,8 @@ def validate(config: TrainConfig) -> None:
         if minimum is not None and not value >= minimum:
             raise UserError(f"{path} is {value}; it must be {minimum} or more")
     positive = ("duration", "evaluation.every", "checkpoint.every", "logging.every")
-    for path in (
-        *positive,
-        "schedule.warmup",
-        *(f"schedule.milestones[{i}]" for i in range(_milestones(config))),
-    ):
+    milestones = [f"schedule.milestones[{index}]" for index in range(len(config.schedule.milestones))]
+    for path in (*positive, "schedule.warmup", *milestones):
         try:
             amount, _ = _parse_duration(get_leaf(config, path))
         except UserError as error:
@@ -176,10 +175,6 @@ def validate(config: TrainConfig) -> None:
         raise UserError("data.std holds a 0, by which pixels cannot be divided")
     if config.schedule.name == "multi_step" and not config.schedule.milestones:
         raise UserError("schedule.name is 'multi_step' but schedule.milestones is empty; write ('30 epochs',)")
-
-
-def _milestones(config: TrainConfig) -> int:
-    return len(config.schedule.milestones)
 
 
 def get_leaf(config: Any, path: str) -> Any:

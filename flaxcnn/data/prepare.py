@@ -230,7 +230,7 @@ def _removed_on_failure(builder: tfds.core.DatasetBuilder):
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
 
     def present() -> set[Path]:
-        return {*own.glob("*"), downloads / builder.name} & {*own.glob("*"), *downloads.glob("*")}
+        return {*own.glob("*"), *downloads.glob(builder.name)}
 
     before = present()
     try:

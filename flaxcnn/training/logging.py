@@ -38,8 +38,7 @@ class MetricsLog:
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def flush(self) -> None:
-        """Hands everything written so far to the operating system."""
-        self._file.flush()
+        """Puts the TensorBoard events on disk, which wait in a queue; `metrics.jsonl` is always up to date."""
         self._events.flush()
 
     def close(self) -> None:

@@ -156,10 +156,7 @@ def _train(
         carry = checkpoints.restore(checkpoints.latest_step, carry)
     step, evaluation = int(carry.state.step), None
     if step >= plan.total:
-        say(
-            console,
-            f"{workdir} is complete; a longer --config.duration or another --workdir trains on",
-        )
+        say(console, f"{workdir} is complete; a longer --config.duration or another --workdir trains on")
     elif step:
         say(console, f"continuing {workdir} after step {step:,} of {plan.total:,}")
 

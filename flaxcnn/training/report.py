@@ -33,8 +33,9 @@ def print_evaluation(
         f"loss {evaluation.loss:.4f}, {checkpoint}",
     )
     if evaluation.confusion is not None:
-        lines = _class_lines(evaluation, names, console.width)
-        for line in lines if len(names) <= TABLE_CLASSES else _worst_classes(evaluation, names):
+        few = len(names) <= TABLE_CLASSES
+        lines = _class_lines(evaluation, names, console.width) if few else _worst_classes(evaluation, names)
+        for line in lines:
             say(console, line)
 
 
