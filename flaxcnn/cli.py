@@ -1,4 +1,4 @@
-"""The verbs of `python -m flaxcnn`: prepare, evaluate, predict."""
+"""The verbs of `python -m flaxcnn`: list, summary, prepare, evaluate, predict."""
 
 import argparse
 import sys
@@ -30,8 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m flaxcnn", description="Data sets, evaluation and prediction.")
+    parser = _Parser(prog="python -m flaxcnn", description="Networks, data sets, evaluation, prediction.")
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+
+    names = verbs.add_parser("list", help="the networks there are")
+    names.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", default="*", help="shell wildcard, such as 'resnet*'"
+    )
+    names.set_defaults(run=_list)
+
+    summary = verbs.add_parser("summary", help="what a network costs, layer by layer")
+    summary.add_argument("name", metavar="NAME", help="such as resnet50")
+    summary.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: what it was made for")
+    summary.add_argument("--batch", type=_positive, metavar="IMAGES", default=1, help="images at a time")
+    summary.set_defaults(run=_summary)
 
     prepare = verbs.add_parser("prepare", help="download and prepare a TFDS data set")
     prepare.add_argument("name", metavar="NAME", help="such as fashion_mnist, cifar10, emnist/letters")
@@ -48,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("evaluate", help="evaluate what a work directory holds")
     evaluate.add_argument("workdir", metavar="WORKDIR", type=Path)
     evaluate.add_argument("--split", help="of the data set (default: the run's test split)")
-    evaluate.add_argument("--batch-size", type=int, help="images at a time; changes no accuracy")
+    evaluate.add_argument("--batch-size", type=_positive, help="images at a time; changes no accuracy")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie (default: as in training)")
     evaluate.set_defaults(run=_evaluate)
 
@@ -60,6 +72,31 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (evaluate, predict):
         verb.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _console():
+    """Returns a console that does not squeeze tables where no one looks on: in a file or a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 220, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from flaxcnn.inspect import summary
+
+    summary.print_models(_console(), arguments.pattern)
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from flaxcnn.inspect import summary
+
+    summary.print_summary(_console(), arguments.name, image_size=arguments.image_size, batch=arguments.batch)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -75,8 +112,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from flaxcnn.training import inference, report
 
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"--batch-size is {arguments.batch_size}; it must be 1 or more")
     experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint)
     config = experiment.config
     config.evaluation.batch_size = arguments.batch_size or config.evaluation.batch_size

@@ -1,6 +1,7 @@
-"""What the families share: named activations, poolings and norms, and the guards of the model contract."""
+"""What the families share: the base of every network, convolution with norm and activation, the classifier."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,23 +10,28 @@ import jax
 import jax.numpy as jnp
 
 from flaxcnn.errors import UserError
+from flaxcnn.models import initializers
+from flaxcnn.ops.pooling import average_pool, max_pool
 
 Array = jax.Array
 Dtype = Any
 Activation = Callable[[Array], Array]
 Pooling = Callable[[Array], Array]
+# A constructor of norms as a network is given it: `nn.LayerNorm`, or a partial of it with its constants.
 Norm = Callable[..., nn.Module]
+# A constructor of layers with the network's own fields (dtypes, norm, mode) filled in, as blocks are given it.
+Layer = Callable[..., nn.Module]
 
 # torch's momentum 0.1 is linen's 0.9 (the share of the old statistic that is kept); linen's default is 0.99.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
-average_pool_2x2 = functools.partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
-max_pool_2x2 = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
-
 # What a configuration, which holds only text and numbers, may write for a field that takes a function.
 NAMED: dict[str, dict[str, Callable]] = {
     "activation": {"relu": nn.relu, "sigmoid": nn.sigmoid, "tanh": jnp.tanh, "gelu": nn.gelu},
-    "pooling": {"average": average_pool_2x2, "max": max_pool_2x2},
+    "pooling": {
+        "average": functools.partial(average_pool, window=2, stride=2),
+        "max": functools.partial(max_pool, window=2, stride=2),
+    },
     "norm": {
         "batch_norm": BatchNorm,
         "layer_norm": nn.LayerNorm,
@@ -34,33 +40,161 @@ NAMED: dict[str, dict[str, Callable]] = {
 }
 
 
-def make_norm(norm: Norm | None, *, axis_name: str | None, dtype: Dtype, param_dtype: Dtype) -> nn.Module | None:
-    """Builds an injected norm; one that keeps running statistics also learns the device axis to average over."""
-    if norm is None:
-        return None
-    fields = {"dtype": dtype, "param_dtype": param_dtype}
-    module = norm(**fields)
-    return norm(**fields, axis_name=axis_name) if isinstance(module, nn.BatchNorm) else module
+class ConvNorm(nn.Module):
+    """A convolution, its norm and its activation: parameters `conv` and, with a norm, `norm`.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel, in pixels.
+      stride: distance between windows, in pixels.
+      padding: zeros on each side, in pixels; by default half the kernel, which keeps the size at stride 1.
+      groups: groups of channels that do not see each other.
+      use_bias: whether the convolution has a bias; by default it has one where no norm follows.
+      norm: a constructor of the norm, ready for use (`Network.bound_norm`), or None.
+      activation: applied last, or None.
+      scheme: the start of kernel and bias.
+      scale_init: the start of the norm's scale.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int | None = None
+    groups: int = 1
+    use_bias: bool | None = None
+    norm: Layer | None = None
+    activation: Activation | None = nn.relu
+    scheme: initializers.Scheme = initializers.HE_FAN_OUT
+    scale_init: initializers.Initializer = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (B, H, W, C) to (B, H', W', features)."""
+        fan_in = self.kernel_size**2 * x.shape[-1] // self.groups
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            self.stride,
+            self.kernel_size // 2 if self.padding is None else self.padding,
+            feature_group_count=self.groups,
+            use_bias=self.norm is None if self.use_bias is None else self.use_bias,
+            kernel_init=self.scheme.kernel,
+            bias_init=self.scheme.bias(fan_in),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
+        if self.norm is not None:
+            x = self.norm(scale_init=self.scale_init, name="norm")(x)
+        return x if self.activation is None else self.activation(x)
 
 
-def apply_norm(module: nn.Module | None, x: Array, *, train: bool) -> Array:
-    """Applies a norm made by `make_norm`; BatchNorm uses the batch in training and its averages otherwise."""
-    if module is None:
-        return x
-    return module(x, use_running_average=not train) if isinstance(module, nn.BatchNorm) else module(x)
+class Dense(nn.Module):
+    """A fully connected layer whose bias, too, may start by its fan-in: parameters `kernel` and `bias`."""
+
+    features: int
+    scheme: initializers.Scheme
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (B, C) to (B, features)."""
+        fan_in = x.shape[-1]
+        kernel = self.param("kernel", self.scheme.kernel, (fan_in, self.features), self.param_dtype)
+        bias = self.param("bias", self.scheme.bias(fan_in), (self.features,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return x @ kernel + bias
 
 
-def as_logits(x: Array) -> Array:
-    """Returns logits as float32, or as float64 when the network computed in float64."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+class Network(nn.Module):
+    """The base of every network: one `forward`, seen as logits by `__call__` and as stage maps by `features`.
 
+    A family defines `forward`, and calls its classifier `head`. What a network has of the further common fields
+    (`dropout_rate`, `norm`, `bn_axis_name`) it declares itself.
 
-def check_images(name: str, images: Array, minimum_size: int) -> None:
-    """Raises `UserError` unless `images` is (B, H, W, C) with H and W of at least `minimum_size` pixels."""
-    if images.ndim != 4:
-        raise UserError(f"{name} takes images of shape (batch, height, width, channels), got {images.shape}")
-    height, width = images.shape[1:3]
-    if min(height, width) < minimum_size:
-        raise UserError(
-            f"{name} takes images of at least {minimum_size}x{minimum_size} pixels, got {height}x{width}"
+    Attributes:
+      num_classes: length of the logits; 0 for the features that would enter the classifier.
+      dtype: of the computation.
+      param_dtype: of parameters and running statistics.
+    """
+
+    num_classes: int = 1000
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def minimum_size(self) -> int:
+        """The least height and width of the images, in pixels."""
+        return 1
+
+    def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
+        """Returns the stage maps by name, in order, and the logits."""
+        raise NotImplementedError
+
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        """Maps images (B, H, W, C) to logits (B, num_classes): float32, or float64 if computed so.
+
+        Raises:
+          UserError: the images have another rank, or are smaller than `minimum_size`.
+        """
+        self._check(images)
+        logits = self.forward(images, train)[1]
+        return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
+
+    def features(self, images: Array, *, train: bool) -> dict[str, Array]:
+        """Returns the map (B, H', W', C') after each stage by the stage's name, in order of depth."""
+        self._check(images)
+        return self.forward(images, train)[0]
+
+    def bound_norm(self, train: bool) -> Layer | None:
+        """Returns the constructor of this network's norm for training or inference, or None."""
+        if self.norm is None:
+            return None
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if isinstance(self.norm(parent=None), nn.BatchNorm):
+            return functools.partial(
+                self.norm, use_running_average=not train, axis_name=self.bn_axis_name, **dtypes
+            )
+        return functools.partial(self.norm, **dtypes)
+
+    def conv_norm(self, train: bool, **fields: Any) -> Layer:
+        """Returns the constructor of `ConvNorm` with this network's norm and dtypes."""
+        norm = self.bound_norm(train) if hasattr(self, "norm") else None
+        return functools.partial(
+            ConvNorm, **{"norm": norm, "dtype": self.dtype, "param_dtype": self.param_dtype, **fields}
         )
+
+    @property
+    def dense(self) -> Layer:
+        """The constructor of `Dense` with this network's dtypes."""
+        return functools.partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+
+    def classify(self, x: Array, scheme: initializers.Scheme) -> Array:
+        """Applies the classifier, or nothing without classes."""
+        return self.dense(self.num_classes, scheme, name="head")(x) if self.num_classes else x
+
+    def _check(self, images: Array) -> None:
+        name, least = type(self).__name__, self.minimum_size
+        if images.ndim != 4:
+            raise UserError(f"{name} takes images of shape (batch, height, width, channels), got {images.shape}")
+        height, width = images.shape[1:3]
+        if min(height, width) < least:
+            raise UserError(f"{name} takes images of at least {least}x{least} pixels, got {height}x{width}")
+
+
+def dropout(x: Array, rate: float, train: bool) -> Array:
+    """Drops values with a probability in training, from the `dropout` RNG."""
+    return nn.Dropout(rate, deterministic=not train)(x)
+
+
+def global_average_pool(x: Array) -> Array:
+    """Maps (B, H, W, C) to (B, C)."""
+    return x.mean(axis=(1, 2))
+
+
+def flatten(x: Array) -> Array:
+    """Maps (B, H, W, C) to (B, H * W * C)."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))

@@ -2,16 +2,17 @@
 
 import dataclasses
 import fnmatch
-import math
+import functools
+import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from flaxcnn.errors import UserError, nearest
-from flaxcnn.models.layers import NAMED
+from flaxcnn.models.cost import Cost, measure
+from flaxcnn.models.layers import NAMED, Network
+from flaxcnn.models.published import MEAN, PUBLISHED, STD, Weights, default_weights, imagenet_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,36 +26,92 @@ class ModelInfo:
       module: the linen module class.
       fields: the module fields that make the variant.
       input_shape: (height, width, channels) of the images it was made for.
-      minimum_size: smallest height and width, in pixels, that it accepts.
       num_classes: classes of the published network.
+      reported: the accuracy that the paper reports, as text, where no weights are published.
     """
 
     name: str
     summary: str
     paper: str
-    module: type[nn.Module]
+    module: type[Network]
     fields: Mapping[str, Any]
     input_shape: tuple[int, int, int]
-    minimum_size: int
     num_classes: int
+    reported: str
+
+    @property
+    def minimum_size(self) -> int:
+        """The least height and width that it accepts, in pixels."""
+        return create_model(self.name).minimum_size
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """Parameters, multiply-adds and activations of one image at `input_shape`, without allocating anything."""
+        return measure(create_model(self.name), self.input_shape)
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters at `input_shape` and `num_classes`, counted without allocating them."""
-        model = create_model(self.name)
-        images = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
-        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+        """Trainable parameters."""
+        return self.cost.parameters
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions and dense layers, for one image."""
+        return self.cost.macs
+
+    @property
+    def activations(self) -> int:
+        """Elements that the convolutions put out, for one image."""
+        return self.cost.activations
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """The published weights, with accuracy and evaluation protocol, in order of publication."""
+        return PUBLISHED.get(self.name, ())
+
+    @property
+    def accuracy(self) -> str:
+        """The published accuracy: of the default weights, or else the paper's; empty where there is none."""
+        if not self.weights:
+            return self.reported
+        weights = default_weights(self.name)
+        return f"{weights.top1:.3f} / {weights.top5:.3f} % top-1 / top-5 on ImageNet ({weights.tag})"
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """The mean by channel that the published weights expect to be subtracted, of pixels in 0 to 1."""
+        return MEAN if self.weights else None
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """The standard deviation by channel that the published weights expect pixels to be divided by."""
+        return STD if self.weights else None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes that the published weights tell apart."""
+        return imagenet_classes() if self.weights else None
 
 
 _MODELS: dict[str, ModelInfo] = {}
 
 
-def register(name: str, module: type[nn.Module], *, fields: Mapping[str, Any] | None = None, **info: Any) -> None:
-    """Adds a named network: `module(**fields)`, described by the other attributes of `ModelInfo`."""
+def register(
+    name: str,
+    module: type[Network],
+    *,
+    summary: str,
+    paper: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int = 1000,
+    fields: Mapping[str, Any] | None = None,
+    reported: str = "",
+) -> None:
+    """Adds a named network: `module(num_classes=num_classes, **fields)`, described as in `ModelInfo`."""
     if name in _MODELS:
         raise ValueError(f"a model named {name!r} is registered already")
-    _MODELS[name] = ModelInfo(name=name, module=module, fields=fields or {}, **info)
+    fields = {"num_classes": num_classes, **(fields or {})}
+    _MODELS[name] = ModelInfo(name, summary, paper, module, fields, input_shape, num_classes, reported)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -73,7 +130,7 @@ def model_info(name: str) -> ModelInfo:
     return _MODELS[name]
 
 
-def create_model(name: str, **fields: Any) -> nn.Module:
+def create_model(name: str, **fields: Any) -> Network:
     """Builds a network by name, as a plain `flax.linen` module.
 
     Args:
@@ -111,9 +168,24 @@ def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise UserError(f"{field} {value!r} is not a floating dtype; write float32, bfloat16, ...") from None
         return dtype
+    if typing.get_origin(annotation) is tuple:
+        return _as_tuple(model, field, value)
+    if typing.get_origin(annotation) is Literal and value not in typing.get_args(annotation):
+        choices = ", ".join(typing.get_args(annotation))
+        raise UserError(f"{model} has no {field} {value!r}; write one of {choices}")
     kinds = {int: (int,), float: (int, float), bool: (bool,)}.get(annotation)
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)):
         raise UserError(f"{field} of {model} takes {annotation.__name__}, got {value!r}")
-    if annotation is int and field == "num_classes" and value < 0:
-        raise UserError(f"num_classes of {model} must be 0 (pooled features) or more, got {value}")
+    if annotation in (int, float) and value < 0:
+        hint = " (pooled features) or more" if field == "num_classes" else " or more"
+        raise UserError(f"{field} of {model} must be 0{hint}, got {value}")
     return value
+
+
+def _as_tuple(model: str, field: str, value: Any) -> Any:
+    """Turns the nested lists of a configuration into tuples, and refuses what is no number."""
+    if isinstance(value, (list, tuple)):
+        return tuple(
+            item if isinstance(item, (bool, int, float)) else _as_tuple(model, field, item) for item in value
+        )
+    raise UserError(f"{field} of {model} takes a list of numbers, or of lists of them, got {value!r}")

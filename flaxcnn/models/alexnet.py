@@ -1,0 +1,154 @@
+"""AlexNet, as published and in the forms that followed.
+
+Krizhevsky, Sutskever, Hinton: "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012 (two
+towers on two GPUs); Krizhevsky: "One weird trick for parallelizing convolutional neural networks", 2014 (the
+single tower that torchvision ships as `alexnet`).
+"""
+
+import flax.linen as nn
+
+from flaxcnn.models import initializers, layers
+from flaxcnn.models.layers import Array
+from flaxcnn.models.registry import register
+from flaxcnn.ops.local_response_norm import local_response_norm
+from flaxcnn.ops.pooling import adaptive_average_pool, max_pool
+
+
+class AlexNet(layers.Network):
+    """Five convolutions, overlapping 3x3/2 max pooling after the first, second and fifth, and three dense layers.
+
+    The defaults are torchvision's `alexnet`. Without `pooled_size` the width of `fc6` follows from the size of
+    the images. With `num_classes=0` the network ends in the activations of `fc7`.
+
+    Attributes:
+      widths: output channels of the five convolutions.
+      kernel_sizes: heights and widths of their kernels; all but the first keep the size of the map.
+      groups: groups of channels of each, 2 for the paper's two towers.
+      relu_after: whether a ReLU follows each.
+      conv1_padding: zeros around the image, in pixels; conv1 has stride 4.
+      local_response_norm: whether the paper's normalisation stands between the ReLU and the pooling of conv1, 2.
+      norm: constructor of a norm after each ReLU of a convolution, or None.
+      pooled_size: height and width to which the last map is pooled adaptively, or 0 for none.
+      hidden: width of fc6 and fc7.
+      dropout_rate: applied before fc6 and fc7 (torchvision) or, with `dropout_after`, after them (the paper).
+      paper_initialization: the paper's (normal, 0.01; biases 1 in conv2, 4, 5 and fc6, 7) instead of torch's.
+    """
+
+    widths: tuple[int, ...] = (64, 192, 384, 256, 256)
+    kernel_sizes: tuple[int, ...] = (11, 5, 3, 3, 3)
+    groups: tuple[int, ...] = (1, 1, 1, 1, 1)
+    relu_after: tuple[bool, ...] = (True, True, True, True, True)
+    conv1_padding: int = 2
+    local_response_norm: bool = False
+    norm: layers.Norm | None = None
+    bn_axis_name: str | None = None
+    pooled_size: int = 6
+    hidden: int = 4096
+    dropout_rate: float = 0.5
+    dropout_after: bool = False
+    paper_initialization: bool = False
+
+    @property
+    def minimum_size(self) -> int:
+        """The last pooling needs 3x3 pixels, the second 7x7, the first 15x15."""
+        return 67 - 2 * self.conv1_padding
+
+    @nn.compact
+    def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
+        """Returns the maps conv1, pool1, pool2, pool5 and the logits."""
+        norm, maps, x = self.bound_norm(train), {}, images
+        for index in range(5):
+            number = index + 1
+            x = self.conv_norm(train, norm=None)(
+                self.widths[index],
+                self.kernel_sizes[index],
+                stride=4 if number == 1 else 1,
+                padding=self.conv1_padding if number == 1 else None,
+                groups=self.groups[index],
+                activation=nn.relu if self.relu_after[index] else None,
+                scheme=self._scheme(bias=1.0 if number in (2, 4, 5) else 0.0),
+                name=f"conv{number}",
+            )(x)
+            if norm is not None:
+                x = norm(name=f"norm{number}")(x)
+            if number == 1:
+                maps["conv1"] = x
+            if number in (1, 2) and self.local_response_norm:
+                x = local_response_norm(x)
+            if number in (1, 2, 5):
+                x = maps[f"pool{number}"] = max_pool(x, 3, 2)
+        if self.pooled_size:
+            x = adaptive_average_pool(x, (self.pooled_size, self.pooled_size))
+        x = layers.flatten(x)
+        for name in ("fc6", "fc7"):
+            if not self.dropout_after:
+                x = layers.dropout(x, self.dropout_rate, train)
+            x = nn.relu(self.dense(self.hidden, self._scheme(bias=1.0), name=name)(x))
+            if self.dropout_after:
+                x = layers.dropout(x, self.dropout_rate, train)
+        return maps, self.classify(x, self._scheme(bias=0.0))
+
+    def _scheme(self, bias: float) -> initializers.Scheme:
+        return initializers.gaussian(0.01, bias) if self.paper_initialization else initializers.TORCH
+
+
+_PAPER = "Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, 2012"
+_ONE_TOWER = {"widths": (96, 256, 384, 384, 256), "conv1_padding": 0, "pooled_size": 0, "dropout_after": True}
+_SHAPE = (224, 224, 3)
+
+register(
+    "alexnet",
+    AlexNet,
+    summary="single tower of torchvision: 64-192-384-256-256, no normalisation, dropout before fc6 and fc7",
+    paper="Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014",
+    input_shape=_SHAPE,
+)
+register(
+    "alexnet_2012",
+    AlexNet,
+    fields={
+        **_ONE_TOWER,
+        "groups": (1, 2, 1, 2, 2),
+        "conv1_padding": 2,
+        "local_response_norm": True,
+        "paper_initialization": True,
+    },
+    reported="40.7 / 18.2 % top-1 / top-5 error on ImageNet's validation set, ten crops",
+    summary="as published: two groups in conv2, 4, 5, local response normalisation, the paper's initialisation",
+    paper=_PAPER,
+    input_shape=_SHAPE,
+)
+register(
+    "alexnet_lrn",
+    AlexNet,
+    fields={**_ONE_TOWER, "local_response_norm": True},
+    summary="one tower 96-256-384-384-256, conv1 without padding, local response normalisation",
+    paper=_PAPER,
+    input_shape=_SHAPE,
+)
+register(
+    "alexnet_d2l",
+    AlexNet,
+    fields={**_ONE_TOWER, "conv1_padding": 1},
+    summary="one tower of d2l.ai: conv1 padded by 1, no normalisation",
+    paper=_PAPER,
+    input_shape=(224, 224, 1),
+    num_classes=10,
+)
+register(
+    "alexnet_k5",
+    AlexNet,
+    fields={**_ONE_TOWER, "kernel_sizes": (11, 5, 5, 5, 5), "relu_after": (True, True, False, False, True)},
+    summary="one tower with 5x5 kernels in conv3 to 5 and no ReLU between them",
+    paper=_PAPER,
+    input_shape=_SHAPE,
+)
+register(
+    "alexnet_bn",
+    AlexNet,
+    fields={**_ONE_TOWER, "norm": layers.BatchNorm},
+    summary="one tower with BatchNorm after each convolution's ReLU, conv1 without padding",
+    paper=_PAPER,
+    input_shape=_SHAPE,
+    num_classes=10,
+)

@@ -1,0 +1,368 @@
+"""Residual networks: ResNet, ResNeXt, wide ResNet, with all their blocks, shortcuts and stems.
+
+He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016 (basic and bottleneck blocks) and
+"Identity Mappings in Deep Residual Networks", ECCV 2016 (pre-activation); Xie, Girshick, Dollar, Tu, He:
+"Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017; Zagoruyko, Komodakis: "Wide Residual
+Networks", BMVC 2016.
+
+What differs from the papers: the bottleneck strides in its 3x3 convolution and not in the first 1x1 (torchvision's
+"v1.5"), and the classifier starts from torch's distribution.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxcnn.models import initializers, layers
+from flaxcnn.models.layers import Array
+from flaxcnn.models.registry import register
+from flaxcnn.ops.pooling import average_pool, max_pool
+
+Shortcut = Literal["projection", "zero_pad", "strided"]
+
+
+def connect(x: Array, features: int, stride: int, kind: Shortcut, conv: layers.Layer) -> Array:
+    """Returns a block's input in the shape of its output, called from within the block.
+
+    That is the input itself where the shape is the same, otherwise, by `kind`:
+      projection: a 1x1 convolution with norm (option B of the paper).
+      zero_pad: every stride-th pixel, and zeros for the channels that are new, without parameters (option A).
+      strided: a 1x1 convolution with bias and without norm.
+    """
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    if kind == "zero_pad":
+        padding = ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1]))
+        return jnp.pad(x[:, ::stride, ::stride], padding)
+    fields = {"norm": None, "use_bias": True} if kind == "strided" else {}
+    return conv(features, 1, stride=stride, activation=None, name="shortcut", **fields)(x)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a gate that sees the mean of all (Hu, Shen, Sun: Squeeze-and-Excitation, 2018).
+
+    Attributes:
+      squeezed: channels between the two 1x1 convolutions, which have biases and no norm.
+      conv: constructor of the convolutions.
+    """
+
+    squeezed: int
+    conv: layers.Layer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (B, H, W, C) to the same shape."""
+        conv = functools.partial(self.conv, kernel_size=1, norm=None, use_bias=True)
+        gate = conv(self.squeezed, name="reduce")(x.mean(axis=(1, 2), keepdims=True))
+        return x * conv(x.shape[-1], activation=nn.sigmoid, name="expand")(gate)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (figure 2 of the paper).
+
+    Attributes:
+      features: output channels.
+      conv: constructor of the convolutions with norm and ReLU.
+      stride: of the first convolution and the shortcut.
+      shortcut: kind of the shortcut where the shape changes.
+      scale_init: the start of the last norm's scale; with zeros the block starts as the identity.
+    """
+
+    features: int
+    conv: layers.Layer
+    stride: int = 1
+    shortcut: Shortcut = "projection"
+    scale_init: initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (B, H, W, C) to (B, H / stride, W / stride, features)."""
+        y = self.conv(self.features, 3, stride=self.stride, name="conv1")(x)
+        y = self.conv(self.features, 3, activation=None, scale_init=self.scale_init, name="conv2")(y)
+        return nn.relu(y + connect(x, self.features, self.stride, self.shortcut, self.conv))
+
+
+class PostNormBlock(nn.Module):
+    """A basic block whose second norm stands after the addition; attributes and shapes as in `BasicBlock`."""
+
+    features: int
+    conv: layers.Layer
+    norm: layers.Layer
+    stride: int = 1
+    shortcut: Shortcut = "strided"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (B, H, W, C) to (B, H / stride, W / stride, features)."""
+        y = self.conv(self.features, 3, stride=self.stride, name="conv1")(x)
+        y = self.conv(self.features, 3, norm=None, activation=None, name="conv2")(y)
+        y = y + connect(x, self.features, self.stride, self.shortcut, self.conv)
+        return nn.relu(self.norm(name="norm2")(y))
+
+
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution (figure 5 of the paper), with groups and squeeze-excitation at need.
+
+    Attributes:
+      features: output channels.
+      width: channels of the 3x3 convolution.
+      conv: constructor of the convolutions with norm and ReLU.
+      stride: of the 3x3 convolution and the shortcut.
+      groups: of the 3x3 convolution.
+      squeezed: channels inside the squeeze-excitation that follows the 3x3 convolution, or 0 for none.
+      shortcut: kind of the shortcut where the shape changes.
+      scale_init: the start of the last norm's scale.
+    """
+
+    features: int
+    width: int
+    conv: layers.Layer
+    stride: int = 1
+    groups: int = 1
+    squeezed: int = 0
+    shortcut: Shortcut = "projection"
+    scale_init: initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (B, H, W, C) to (B, H / stride, W / stride, features)."""
+        y = self.conv(self.width, 1, name="conv1")(x)
+        y = self.conv(self.width, 3, stride=self.stride, groups=self.groups, name="conv2")(y)
+        if self.squeezed:
+            y = SqueezeExcitation(self.squeezed, self.conv, name="se")(y)
+        y = self.conv(self.features, 1, activation=None, scale_init=self.scale_init, name="conv3")(y)
+        return nn.relu(y + connect(x, self.features, self.stride, self.shortcut, self.conv))
+
+
+class PreActivationBlock(nn.Module):
+    """Norm and ReLU before each convolution (Identity Mappings, figure 1b): basic, or a bottleneck with `width`.
+
+    Where the shape changes the shortcut starts from the activated input, as in both papers' code.
+
+    Attributes:
+      features: output channels.
+      conv: constructor of the convolutions, without norm and activation.
+      norm: constructor of the norms.
+      stride: of the first 3x3 convolution and the shortcut.
+      width: channels between the two 1x1 convolutions of a bottleneck, or 0 for two 3x3 convolutions.
+      shortcut: kind of the shortcut where the shape changes.
+      dropout: applied before the last convolution (wide ResNet).
+    """
+
+    features: int
+    conv: layers.Layer
+    norm: layers.Layer
+    stride: int = 1
+    width: int = 0
+    shortcut: Shortcut = "projection"
+    dropout: Callable[[Array], Array] = lambda x: x
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (B, H, W, C) to (B, H / stride, W / stride, features)."""
+        if self.width:
+            convolutions = ((self.width, 1, 1), (self.width, 3, self.stride), (self.features, 1, 1))
+        else:
+            convolutions = ((self.features, 3, self.stride), (self.features, 3, 1))
+        y = residual = x
+        for number, (features, kernel_size, stride) in enumerate(convolutions, start=1):
+            y = nn.relu(self.norm(name=f"norm{number}")(y))
+            if number == 1 and (self.stride > 1 or x.shape[-1] != self.features):
+                residual = connect(y, self.features, self.stride, self.shortcut, self.conv)
+            if number == len(convolutions):
+                y = self.dropout(y)
+            y = self.conv(features, kernel_size, stride=stride, name=f"conv{number}")(y)
+        return residual + y
+
+
+class ResNet(layers.Network):
+    """A stem, stages of residual blocks of which all but the first halve the map, and the mean over the last map.
+
+    Attributes:
+      block: "basic", "bottleneck", "post_norm", "preactivation" or "preactivation_bottleneck".
+      depths: blocks of each stage.
+      widths: channels of each stage's 3x3 convolutions, before `groups` and `width_per_group`; a bottleneck puts
+        out four times as many.
+      groups: groups of a bottleneck's 3x3 convolution (ResNeXt's cardinality).
+      width_per_group: channels of each group in a stage of width 64, which scales with the width (ResNeXt's
+        second number; 128 in `wide_resnet50_2`).
+      stem: "imagenet", 7x7/2 and 3x3/2 max pooling; "cifar", 3x3; "normed_cifar", 3x3 on a normalised input.
+      stem_features: channels of the stem.
+      shortcut: where the shape changes: "projection", "zero_pad" or "strided", as in `connect`.
+      use_bias: whether convolutions have biases beside the norm.
+      zero_init_residual: whether the last norm of each block starts from 0 (Goyal et al. 2017).
+      pool_window: the last map is averaged in windows of this size, which are then flattened, or over all of it
+        with 0.
+      norm: constructor of the norms, or None.
+      dropout_rate: inside pre-activation blocks (wide ResNet).
+    """
+
+    block: Literal["basic", "bottleneck", "post_norm", "preactivation", "preactivation_bottleneck"] = "bottleneck"
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    groups: int = 1
+    width_per_group: int = 64
+    stem: Literal["imagenet", "cifar", "normed_cifar"] = "imagenet"
+    stem_features: int = 64
+    shortcut: Shortcut = "projection"
+    use_bias: bool = False
+    zero_init_residual: bool = False
+    pool_window: int = 0
+    norm: layers.Norm | None = layers.BatchNorm
+    bn_axis_name: str | None = None
+    dropout_rate: float = 0.0
+
+    @property
+    def minimum_size(self) -> int:
+        """One pixel, or as many as leave a window for the last pooling."""
+        reduction = 2 ** (len(self.depths) - 1) * (4 if self.stem == "imagenet" else 1)
+        return max(self.pool_window - 1, 0) * reduction + 1
+
+    @nn.compact
+    def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
+        """Returns the maps stem, stage1 and so on, and the logits."""
+        conv = self.conv_norm(train, use_bias=self.use_bias or None)
+        norm = self.bound_norm(train) or _no_norm
+        preactivation = self.block.startswith("preactivation")
+        if self.stem == "imagenet":
+            x = max_pool(conv(self.stem_features, 7, stride=2, name="stem")(images), 3, 2, padding=1)
+        else:
+            x = norm(name="input_norm")(images) if self.stem == "normed_cifar" else images
+            plain = {"norm": None, "use_bias": self.use_bias, "activation": None} if preactivation else {}
+            x = conv(self.stem_features, 3, name="stem", **plain)(x)
+        maps = {"stem": x}
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
+            for index in range(1, depth + 1):
+                stride = 2 if stage > 1 and index == 1 else 1
+                name = f"stage{stage}_block{index}"
+                x = self._block(width, stride, conv, norm, train, name)(x)
+            maps[f"stage{stage}"] = x
+        if preactivation:
+            x = nn.relu(norm(name="norm")(x))
+        if self.pool_window:
+            x = layers.flatten(average_pool(x, self.pool_window, self.pool_window))
+        else:
+            x = layers.global_average_pool(x)
+        return maps, self.classify(x, initializers.TORCH)
+
+    def _block(self, width, stride, conv, norm, train, name) -> nn.Module:
+        inner = int(width * self.width_per_group / 64) * self.groups
+        common = {"stride": stride, "shortcut": self.shortcut, "name": name}
+        init = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
+        match self.block:
+            case "basic":
+                return BasicBlock(width, conv, scale_init=init, **common)
+            case "bottleneck":
+                return Bottleneck(4 * width, inner, conv, groups=self.groups, scale_init=init, **common)
+            case "post_norm":
+                return PostNormBlock(width, conv, norm, **common)
+        dropout = functools.partial(layers.dropout, rate=self.dropout_rate, train=train)
+        conv = functools.partial(conv, norm=None, use_bias=self.use_bias, activation=None)
+        if self.block == "preactivation":
+            return PreActivationBlock(width, conv, norm, dropout=dropout, **common)
+        return PreActivationBlock(4 * width, conv, norm, width=inner, dropout=dropout, **common)
+
+
+def _no_norm(name: str) -> Callable[[Array], Array]:
+    return lambda x: x
+
+
+_RESNET = "He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2016"
+_RESNEXT = "Xie, Girshick, Dollar, Tu, He: Aggregated Residual Transformations for Deep Neural Networks, 2017"
+_WIDE = "Zagoruyko, Komodakis: Wide Residual Networks, 2016"
+_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def _imagenet(name: str, depth: int, paper: str, summary: str, **fields) -> None:
+    block = "basic" if depth < 50 else "bottleneck"
+    fields = {"block": block, "depths": _DEPTHS[depth], **fields}
+    register(name, ResNet, fields=fields, summary=summary, paper=paper, input_shape=(224, 224, 3))
+
+
+def _cifar(name: str, depths: tuple[int, ...], paper: str, summary: str, error: float, **fields) -> None:
+    register(
+        name,
+        ResNet,
+        fields={"depths": depths, "stem": "cifar", **fields},
+        summary=summary,
+        reported=f"{error:.2f} % error on CIFAR-10",
+        paper=paper,
+        input_shape=(32, 32, 3),
+        num_classes=10,
+    )
+
+
+for _depth, _stages in _DEPTHS.items():
+    _kind = "basic" if _depth < 50 else "bottleneck"
+    _imagenet(f"resnet{_depth}", _depth, _RESNET, f"{_kind} blocks {'-'.join(map(str, _stages))}")
+for _depth, _groups, _width in ((50, 32, 4), (101, 32, 8), (101, 64, 4)):
+    _imagenet(
+        f"resnext{_depth}_{_groups}x{_width}d",
+        _depth,
+        _RESNEXT,
+        f"resnet{_depth} with {_groups} groups of {_width} channels in the first stage's 3x3 convolutions",
+        groups=_groups,
+        width_per_group=_width,
+    )
+for _depth in (50, 101):
+    _imagenet(
+        f"wide_resnet{_depth}_2",
+        _depth,
+        _WIDE,
+        f"resnet{_depth} with 3x3 convolutions twice as wide",
+        width_per_group=128,
+    )
+for _depth, _error in ((20, 8.75), (32, 7.51), (44, 7.17), (56, 6.97), (110, 6.43)):
+    _blocks = (_depth - 2) // 6
+    _cifar(
+        f"resnet{_depth}",
+        (_blocks,) * 3,
+        _RESNET,
+        f"for CIFAR: three stages of {_blocks} basic blocks, 16-32-64 channels, option A shortcuts",
+        _error,
+        block="basic",
+        widths=(16, 32, 64),
+        stem_features=16,
+        shortcut="zero_pad",
+    )
+for _depth, _factor, _error in ((28, 10, 4.00), (40, 4, 4.53)):
+    _blocks = (_depth - 4) // 6
+    _cifar(
+        f"wrn_{_depth}_{_factor}",
+        (_blocks,) * 3,
+        _WIDE,
+        f"pre-activation, three stages of {_blocks} basic blocks, {_factor} times as wide as 16-32-64",
+        _error,
+        block="preactivation",
+        widths=(16 * _factor, 32 * _factor, 64 * _factor),
+        stem_features=16,
+    )
+_cifar(
+    "resnext29_8x64d",
+    (3, 3, 3),
+    _RESNEXT,
+    "for CIFAR: three stages of 3 bottlenecks, 8 groups of 64 channels in the first",
+    3.65,
+    widths=(64, 128, 256),
+    groups=8,
+)
+register(
+    "resnet30",
+    ResNet,
+    fields={
+        "block": "post_norm",
+        "depths": (2, 5, 5, 2),
+        "stem": "normed_cifar",
+        "shortcut": "strided",
+        "use_bias": True,
+        "pool_window": 4,
+    },
+    summary="basic blocks 2-5-5-2 with biases and the second BatchNorm after the addition, 3x3 stem on a "
+    "normalised input, 4x4 average pooling",
+    paper=_RESNET,
+    input_shape=(224, 224, 3),
+    num_classes=10,
+)

@@ -1,0 +1,7 @@
+"""Weights in files: reading, downloading, converting."""
+
+from flaxcnn.weights.convert import from_torch, to_torch
+from flaxcnn.weights.files import read_state_dict
+from flaxcnn.weights.pretrained import load_pretrained
+
+__all__ = ["from_torch", "load_pretrained", "read_state_dict", "to_torch"]

@@ -1,0 +1,105 @@
+"""Weight files from the network, kept in a cache and checked against the hash in their names."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import re
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+from flaxcnn.errors import UserError
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without a byte
+
+
+def cache_folder() -> Path:
+    """Returns where weight files are kept: under $FLAXCNN_CACHE, $XDG_CACHE_HOME/flaxcnn or ~/.cache/flaxcnn."""
+    if own := os.environ.get("FLAXCNN_CACHE"):
+        return Path(own).expanduser() / "weights"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flaxcnn" / "weights"
+
+
+def fetch(file_name: str, url: str) -> Path:
+    """Returns the path of a weight file in the cache, downloaded if it is not there intact.
+
+    Any number of processes may ask for it at once; a file under its final name is always whole.
+
+    Args:
+      file_name: its name in the cache, as "resnet50-0676ba61.pth": eight hex digits after the last dash, with which
+        its SHA-256 begins.
+      url: where it is published.
+
+    Raises:
+      UserError: no connection, a file with another hash, or a cache that cannot be written.
+      ValueError: a file name without those digits.
+    """
+    if not (match := re.fullmatch(r"[\w.-]+-([0-9a-f]{8})\.\w+", file_name)):
+        raise ValueError(f"{file_name!r} does not end in a dash, eight hex digits and a suffix")
+    target = cache_folder() / file_name
+    # A name of its own beside the target, so that the last step is a renaming, which either happens or does not.
+    part = target.with_name(f"{file_name}.{uuid.uuid4().hex}.part")
+    try:
+        if target.is_file() and _sha256(target).startswith(match[1]):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with part.open("xb") as file:
+            for chunk in _download(url, file_name):
+                digest.update(chunk)
+                file.write(chunk)
+        if not digest.hexdigest().startswith(match[1]):
+            raise UserError(
+                f"{url} is not the file it is named after: its SHA-256 begins with {digest.hexdigest()[:8]}; try "
+                f"again, or download it in another way and give its path"
+            )
+        part.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep {file_name} in {target.parent}: {error.strerror or error}; "
+            f"set FLAXCNN_CACHE to another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, name: str) -> Iterator[bytes]:
+    """Yields the content at a URL; shows progress if stderr is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    hidden = not sys.stderr.isatty()
+    request = urllib.request.Request(url, headers={"User-Agent": "flaxcnn"})
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=_TIMEOUT) as response,
+            Progress(*columns, console=Console(stderr=True), disable=hidden) as progress,
+        ):
+            total = int(response.headers.get("Content-Length", 0)) or None
+            task = progress.add_task(name, total=total)
+            received = 0
+            while chunk := response.read(_CHUNK):
+                received += len(chunk)
+                progress.update(task, completed=received)
+                yield chunk
+            if total and received < total:
+                raise ConnectionError(f"broke off after {received} of {total} bytes")
+    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+        reason = error.reason if type(error) is URLError else error
+        raise UserError(
+            f"cannot download {url}: {' '.join(str(reason).split()) or type(reason).__name__}; "
+            f"download {name} in another way and give its path"
+        ) from error
