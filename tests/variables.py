@@ -1,5 +1,7 @@
 """Variables of a model without running its initialisers, which take XLA seconds to compile on a CPU."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,18 @@ from flaxcnn.training.state import TrainState
 
 
 def random_variables(model, shape, seed=0, dtype=None):
-    """Returns variables for images of a shape: normal with deviation 0.3, variances of BatchNorm in 1..2."""
+    """Returns variables for images of a shape: He's kernels, scales and variances in 1..2, others normal, 0.3."""
     rng = np.random.default_rng(seed)
     abstract = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), jnp.zeros(shape))
 
     def draw(path, leaf):
-        if path[-1].key == "var":
-            return jnp.asarray(rng.uniform(1, 2, leaf.shape), dtype or leaf.dtype)
-        return jnp.asarray(rng.normal(0, 0.3, leaf.shape), dtype or leaf.dtype)
+        if path[-1].key in ("var", "scale"):
+            values = rng.uniform(1, 2, leaf.shape)
+        elif path[-1].key == "kernel":
+            values = rng.standard_normal(leaf.shape, np.float32) * math.sqrt(2 / math.prod(leaf.shape[:-1]))
+        else:
+            values = rng.normal(0, 0.3, leaf.shape)
+        return jnp.asarray(values, dtype or leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, abstract)
 

@@ -16,8 +16,8 @@ copied.
 * **Parameters** are trainable; running statistics of BatchNorm come besides. Auxiliary heads are not counted.
 * **GMACs** are 10^9 multiply-adds of convolutions and dense layers for one image, **Mact** 10^6 elements put out by
   its convolutions.
-* **Accuracy** is published, not ours: of the weights that `flaxcnn.load_pretrained(name)` fetches (one central crop;
-  the tag is theirs, `model_info(name).weights` has all of them with their protocol), or else the paper's.
+* **Accuracy** is published, not ours: of the weights that `flaxcnn.load_pretrained(name)` fetches (one central
+  crop; the tag is theirs, `model_info(name).weights` has all with their protocol), or else the paper's.
 * **Least** is the smallest height and width of the images, in pixels.
 """
 

@@ -7,6 +7,7 @@ single tower that torchvision ships as `alexnet`).
 
 import flax.linen as nn
 
+from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
@@ -52,6 +53,18 @@ class AlexNet(layers.Network):
     def minimum_size(self) -> int:
         """The last pooling needs 3x3 pixels, the second 7x7, the first 15x15."""
         return 67 - 2 * self.conv1_padding
+
+    def check_fields(self) -> None:
+        """Five values for the five convolutions, and channels that the groups divide."""
+        for field in ("widths", "kernel_sizes", "groups", "relu_after"):
+            if len(getattr(self, field)) != 5:
+                raise UserError(
+                    f"{field} of AlexNet takes five values, one a convolution, got {getattr(self, field)}"
+                )
+        channels = (1, *self.widths)
+        for index, groups in enumerate(self.groups):
+            if index and (channels[index] % groups or channels[index + 1] % groups):
+                raise UserError(f"{groups} groups do not divide the channels around conv{index + 1} of AlexNet")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
@@ -57,6 +58,17 @@ class AnyNet(layers.Network):
     use_bias: bool = False
     norm: layers.Norm | None = layers.BatchNorm
     bn_axis_name: str | None = None
+
+    def check_fields(self) -> None:
+        """Three to five numbers a stage, and groups that fill the 3x3 convolutions."""
+        if not self.stages or any(not 3 <= len(stage) <= 5 for stage in self.stages):
+            raise UserError(
+                f"a stage of AnyNet is (depth, width, group width[, bottleneck ratio[, stride]]), got {self.stages}"
+            )
+        for stage in (Stage(*values) for values in self.stages):
+            inner = round(stage.width * stage.bottleneck_ratio)
+            if inner % stage.group_width:
+                raise UserError(f"groups of {stage.group_width} channels do not fill the {inner} of {stage}")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:

@@ -10,6 +10,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
@@ -92,6 +93,11 @@ class DenseNet(layers.Network):
         """The least size from which every transition has a window."""
         last = 2 ** (len(self.depths) - 1)
         return 4 * (last - 1) + 1 if self.stem == "imagenet" else last
+
+    def check_fields(self) -> None:
+        """At least one block."""
+        if not self.depths:
+            raise UserError("depths of DenseNet takes a number of layers for each block, got none")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:

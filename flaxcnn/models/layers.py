@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -130,6 +131,9 @@ class Network(nn.Module):
         """The least height and width of the images, in pixels."""
         return 1
 
+    def check_fields(self) -> None:
+        """Raises `UserError` where the values of fields cannot go together; `create_model` calls it."""
+
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the stage maps by name, in order, and the logits."""
         raise NotImplementedError
@@ -144,10 +148,11 @@ class Network(nn.Module):
         logits = self.forward(images, train)[1]
         return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
 
-    def features(self, images: Array, *, train: bool) -> dict[str, Array]:
+    def features(self, images: Array, *, train: bool) -> OrderedDict[str, Array]:
         """Returns the map (B, H', W', C') after each stage by the stage's name, in order of depth."""
         self._check(images)
-        return self.forward(images, train)[0]
+        # JAX would sort the keys of a plain dict on its way out of a compiled function.
+        return OrderedDict(self.forward(images, train)[0])
 
     def bound_norm(self, train: bool) -> Layer | None:
         """Returns the constructor of this network's norm for training or inference, or None."""
@@ -177,6 +182,7 @@ class Network(nn.Module):
         return self.dense(self.num_classes, scheme, name="head")(x) if self.num_classes else x
 
     def _check(self, images: Array) -> None:
+        self.check_fields()
         name, least = type(self).__name__, self.minimum_size
         if images.ndim != 4:
             raise UserError(f"{name} takes images of shape (batch, height, width, channels), got {images.shape}")

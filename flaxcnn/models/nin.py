@@ -5,6 +5,7 @@ Lin, Chen, Yan: "Network In Network", ICLR 2014.
 
 import flax.linen as nn
 
+from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
@@ -61,6 +62,13 @@ class NiN(layers.Network):
             size = 2 * size if self.ceil_mode else 2 * size + 1
             size = max((size - 1) * stride + kernel_size - 2 * padding, 1)
         return size
+
+    def check_fields(self) -> None:
+        """Six numbers a block."""
+        if not self.blocks or any(len(block) != 6 for block in self.blocks):
+            raise UserError(
+                f"blocks of NiN takes (kernel size, stride, padding, three channels) for each, got {self.blocks}"
+            )
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:

@@ -149,7 +149,9 @@ def create_model(name: str, **fields: Any) -> Network:
             hint = nearest(field, annotations) or f"; it has {', '.join(annotations)}"
             raise UserError(f"{name} has no field {field!r}{hint}")
         fields[field] = _checked(name, field, value, annotations[field])
-    return info.module(**{**info.fields, **fields})
+    model = info.module(**{**info.fields, **fields})
+    model.check_fields()
+    return model
 
 
 def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
@@ -220,6 +221,11 @@ class ResNet(layers.Network):
         """One pixel, or as many as leave a window for the last pooling."""
         reduction = 2 ** (len(self.depths) - 1) * (4 if self.stem == "imagenet" else 1)
         return max(self.pool_window - 1, 0) * reduction + 1
+
+    def check_fields(self) -> None:
+        """A depth and a width for each stage."""
+        if not self.depths or len(self.depths) != len(self.widths):
+            raise UserError(f"ResNet takes a depth and a width a stage, got {self.depths} and {self.widths}")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:

@@ -8,6 +8,7 @@ torchvision's, whose convolutions keep their biases beside BatchNorm.
 
 import flax.linen as nn
 
+from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
@@ -36,6 +37,11 @@ class VGG(layers.Network):
     def minimum_size(self) -> int:
         """Each block halves the size."""
         return 2 ** len(self.blocks)
+
+    def check_fields(self) -> None:
+        """Two numbers a block."""
+        if not self.blocks or any(len(block) != 2 for block in self.blocks):
+            raise UserError(f"blocks of VGG takes pairs of (convolutions, channels), got {self.blocks}")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:

@@ -65,7 +65,9 @@ def average_pool(
     in torch's `avg_pool2d`.
     """
     paddings = _paddings(x, window, stride, padding, ceil_mode)
-    total = nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (stride, stride), paddings)
+    # Half precision would round after each summand: 1 % off in a window of 4x4, 20 % in one of 25x25.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    total = nn.pooling.pool(wide, 0.0, jax.lax.add, (window, window), (stride, stride), paddings)
 
     def counts(size: int, windows: int) -> np.ndarray:
         start = np.arange(windows) * stride - padding
@@ -73,7 +75,7 @@ def average_pool(
         return np.minimum(start + window, high) - np.maximum(start, low)
 
     rows, columns = (counts(size, windows) for size, windows in zip(x.shape[1:3], total.shape[1:3], strict=True))
-    return total / jnp.asarray(np.outer(rows, columns)[..., None], x.dtype)
+    return (total / jnp.asarray(np.outer(rows, columns)[..., None], wide.dtype)).astype(x.dtype)
 
 
 def adaptive_average_pool(x: Array, output_size: tuple[int, int]) -> Array:

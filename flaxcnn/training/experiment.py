@@ -58,16 +58,13 @@ class Experiment:
 def check_config(config: TrainConfig) -> None:
     """Raises `UserError` for whatever is wrong with a configuration and shows without its data."""
     validate(config)
-    info = model_info(config.model.name)
-    _build(config, info.num_classes)
+    name = config.model.name
+    minimum = _build(config, model_info(name).num_classes).minimum_size
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise UserError("model.dtype is 'float64', which JAX computes only with JAX_ENABLE_X64=1 set")
     size = config.data.image_size
-    if size is not None and size < info.minimum_size:
-        raise UserError(
-            f"data.image_size is {size}; {info.name} takes images of at least "
-            f"{info.minimum_size}x{info.minimum_size} pixels"
-        )
+    if size is not None and size < minimum:
+        raise UserError(f"data.image_size is {size}; {name} takes images of at least {minimum}x{minimum} pixels")
 
 
 def make_experiment(
@@ -100,7 +97,8 @@ def make_experiment(
         )
     if data.image_size is not None:
         height = width = data.image_size
-    minimum = model_info(name).minimum_size
+    model = _build(config, classes)
+    minimum = model.minimum_size
     if min(height, width) < minimum:
         raise UserError(
             f"{name} takes images of at least {minimum}x{minimum} pixels, and those of {data.name} are "
@@ -108,7 +106,7 @@ def make_experiment(
         )
     return Experiment(
         config=config,
-        model=_build(config, classes),
+        model=model,
         class_names=tuple(class_names),
         image_shape=tuple(image_shape),
         input_shape=(height, width, channels),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import correlate2d
 
 from flaxcnn import UserError, create_model
@@ -37,7 +38,7 @@ def sizes(params):
 
 def test_lenet5_has_the_parameters_of_the_textbook_layer_by_layer():
     params = random_variables(create_model("lenet5"), (1, 28, 28, 1))["params"]
-    assert sizes(params) == {"conv1": 156, "conv2": 2416, "fc1": 48120, "fc2": 10164, "fc3": 850}
+    assert sizes(params) == {"conv1": 156, "conv2": 2416, "fc1": 48120, "fc2": 10164, "head": 850}
     assert sum(sizes(params).values()) == 61706
 
 
@@ -66,9 +67,8 @@ def test_lenet5_1998_equals_its_definition_written_out_in_numpy(x64):
         return [squash(c * m + b) for m, c, b in zip(summed, layer["coefficient"], layer["bias"], strict=True)]
 
     p = jax.tree.map(np.asarray, params)
-    maps = [
-        squash(correlate2d(image, p["c1"]["kernel"][:, :, 0, j], "valid") + p["c1"]["bias"][j]) for j in range(6)
-    ]
+    c1, c5 = p["c1"]["conv"], p["c5"]["conv"]
+    maps = [squash(correlate2d(image, c1["kernel"][:, :, 0, j], "valid") + c1["bias"][j]) for j in range(6)]
     maps = subsample(maps, p["s2"])
     c3, connection = [], 0
     for j in range(16):
@@ -81,8 +81,8 @@ def test_lenet5_1998_equals_its_definition_written_out_in_numpy(x64):
         connection += len(lenet.C3_CONNECTIONS[j])
         c3.append(squash(total))
     maps = subsample(c3, p["s4"])
-    c5 = squash(np.einsum("ijk,ijkn->n", np.stack(maps, -1), p["c5"]["kernel"]) + p["c5"]["bias"])
-    f6 = squash(c5 @ p["f6"]["kernel"] + p["f6"]["bias"])
+    x = squash(np.einsum("ijk,ijkn->n", np.stack(maps, -1), c5["kernel"]) + c5["bias"])
+    f6 = squash(x @ p["f6"]["kernel"] + p["f6"]["bias"])
     expected = -np.square(f6 - lenet.class_codes(10)).sum(-1)
 
     logits = apply(model, {"params": params}, image[None, :, :, None])
@@ -109,10 +109,10 @@ def test_lenet5_equals_its_definition_written_out_in_numpy(x64):
         x = sigmoid(np.stack(maps, -1))
         return (x[0::2, 0::2] + x[0::2, 1::2] + x[1::2, 0::2] + x[1::2, 1::2]) / 4
 
-    x = conv_pool(conv_pool(image, p["conv1"], 2), p["conv2"], 0).reshape(-1)
+    x = conv_pool(conv_pool(image, p["conv1"]["conv"], 2), p["conv2"]["conv"], 0).reshape(-1)
     for name in ("fc1", "fc2"):
         x = sigmoid(x @ p[name]["kernel"] + p[name]["bias"])
-    expected = x @ p["fc3"]["kernel"] + p["fc3"]["bias"]
+    expected = x @ p["head"]["kernel"] + p["head"]["bias"]
     logits = apply(model, {"params": params}, image[None])
     np.testing.assert_allclose(logits[0], expected, rtol=1e-12)
 
@@ -138,12 +138,13 @@ def test_initial_weights_of_1998_are_uniform_by_fan_in():
 
 def test_initial_weights_of_lenet5_are_glorot_uniform_with_zero_biases():
     params = init(create_model("lenet5"), (1, 28, 28, 1))["params"]
-    fans = {"conv1": (25, 150), "conv2": (150, 400), "fc1": (400, 120), "fc2": (120, 84), "fc3": (84, 10)}
+    fans = {"conv1": (25, 150), "conv2": (150, 400), "fc1": (400, 120), "fc2": (120, 84), "head": (84, 10)}
     for name, (fan_in, fan_out) in fans.items():
-        kernel, bound = np.asarray(params[name]["kernel"]), math.sqrt(6 / (fan_in + fan_out))
+        layer = params[name]["conv"] if name.startswith("conv") else params[name]
+        kernel, bound = np.asarray(layer["kernel"]), math.sqrt(6 / (fan_in + fan_out))
         assert np.abs(kernel).max() <= bound
         assert kernel.std() == pytest.approx(bound / math.sqrt(3), rel=2 / math.sqrt(kernel.size))
-        assert not params[name]["bias"].any()
+        assert not layer["bias"].any()
 
 
 def test_class_codes_are_distinct_bitmaps_and_random_beyond_the_digits():
@@ -218,11 +219,12 @@ def test_batch_norm_keeps_running_statistics_with_momentum_nine_tenths():
     model = create_model("lenet5", norm="batch_norm")
     images = random_images(8, 28, 28, 1)
     variables = random_variables(model, images.shape)
-    assert set(variables["batch_stats"]) == {"norm1", "norm2", "norm3", "norm4"}
+    assert set(variables["batch_stats"]) == {"conv1", "conv2", "fc1_norm", "fc2_norm"}
     _, updated = apply(model, variables, images, train=True, mutable=["batch_stats"])
-    conv1 = create_model("lenet5", activation=lambda x: x, pooling=lambda x: x)
-    maps = apply(conv1, {"params": variables["params"]}, images, method="features")["pool1"]
-    before, after = variables["batch_stats"]["norm1"], updated["batch_stats"]["norm1"]
+    conv = variables["params"]["conv1"]["conv"]
+    windows = sliding_window_view(np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))), (5, 5), axis=(1, 2))
+    maps = np.einsum("bhwcij,ijcn->bhwn", windows, conv["kernel"]) + conv["bias"]
+    before, after = (tree["batch_stats"]["conv1"]["norm"] for tree in (variables, updated))
     mean, var = np.mean(maps, (0, 1, 2)), np.var(maps, (0, 1, 2))
     np.testing.assert_allclose(after["mean"], 0.9 * before["mean"] + 0.1 * mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(after["var"], 0.9 * before["var"] + 0.1 * var, rtol=1e-4)
@@ -257,5 +259,5 @@ def test_other_norms_can_be_injected(norm):
     model = create_model("lenet5", norm=norm)
     images = random_images(2, 28, 28, 1)
     variables = random_variables(model, images.shape)
-    assert set(variables) == {"params"} and "norm4" in variables["params"]
+    assert set(variables) == {"params"} and "fc2_norm" in variables["params"]
     np.testing.assert_array_equal(apply(model, variables, images, train=True), apply(model, variables, images))

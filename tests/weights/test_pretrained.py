@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(file, tmp_path):
     with pytest.raises(UserError, match="no weights of resnet20 are published"):
         load_pretrained("resnet20")
     with pytest.raises(
-        UserError, match="IMAGENET1K_V3 is neither a file nor .* resnet18; did you mean IMAGENET1K_V1"
+        UserError, match=r"IMAGENET1K_V3 is neither a file nor .* resnet18; did you mean IMAGENET1K_V1"
     ):
         load_pretrained("resnet18", "IMAGENET1K_V3")
     with pytest.raises(UserError, match="do not fit resnet34: missing: "):

@@ -26,6 +26,8 @@ STEP = json.loads((RECORDED / "step.json").read_text())
 DOUBLE = {"dtype": "float64", "param_dtype": "float64"}
 # A net of each family and each kind of block; the others follow in the slow tests.
 QUICK = ("alexnet", "vgg11_bn", "googlenet", "resnet18", "resnext50_32x4d", "densenet121", "regnet_y_400mf")
+# What a step compiles to takes XLA from ten seconds to a minute.
+QUICK_STEP = ("alexnet", "resnet18", "regnet_y_400mf")
 
 
 def assert_fingerprint(array, expected, tolerance=1e-9):
@@ -35,11 +37,20 @@ def assert_fingerprint(array, expected, tolerance=1e-9):
     )
 
 
+def checksum(shapes):
+    """How many entries torch's state dict has, and a checksum of their names and shapes."""
+    counters = {key.replace("running_var", "num_batches_tracked"): () for key in shapes if "running_var" in key}
+    lines = sorted(f"{key}:{'x'.join(map(str, shape))}" for key, shape in (shapes | counters).items())
+    return len(lines), zlib.crc32("\n".join(lines).encode())
+
+
 def check_forward(name, size):
     batch, height, width = map(int, size.split("x"))
     recorded = FORWARD[name]["sizes"][size]
+    shapes = torch_shapes(name)
+    assert checksum(shapes) == (FORWARD[name]["entries"], FORWARD[name]["entries_crc32"])
     model = create_model(name, **DOUBLE)
-    variables = from_torch(name, formula.state_dict(torch_shapes(name)))
+    variables = from_torch(name, formula.state_dict(shapes))
 
     @jax.jit
     def run(variables, images):
@@ -53,7 +64,7 @@ def check_forward(name, size):
     assert_fingerprint(logits, recorded["logits"]["fingerprint"])
     scale = recorded["logits"]["fingerprint"][0]
     np.testing.assert_allclose(logits[0, :8], recorded["logits"]["first"], rtol=0, atol=1e-9 * scale)
-    assert set(maps) == set(recorded["stages"])
+    assert set(maps) == set(recorded["stages"])  # their order is tested beside the networks
     for stage, expected in recorded["stages"].items():
         assert list(maps[stage].shape) == expected["shape"], stage
         assert_fingerprint(maps[stage], expected["fingerprint"])
@@ -75,15 +86,6 @@ def variables_like_torch(name, **fields):
     return from_torch(name, formula.state_dict(torch_shapes(name, **fields)), **fields)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_names_and_shapes_of_the_state_dict_are_torchvisions(name):
-    shapes = torch_shapes(name)
-    counters = {key.replace("running_var", "num_batches_tracked"): () for key in shapes if "running_var" in key}
-    lines = sorted(f"{key}:{'x'.join(map(str, shape))}" for key, shape in (shapes | counters).items())
-    assert len(lines) == FORWARD[name]["entries"]
-    assert zlib.crc32("\n".join(lines).encode()) == FORWARD[name]["entries_crc32"]
-
-
 def test_auxiliary_logits_of_googlenet_in_training_equal_torchvisions(x64):
     recorded = FORWARD["googlenet_train"]["sizes"]["4x64x64"]
     model = create_model("googlenet", aux_logits=True, dropout_rate=0, aux_dropout_rate=0, **DOUBLE)
@@ -97,7 +99,9 @@ def test_auxiliary_logits_of_googlenet_in_training_equal_torchvisions(x64):
         assert_fingerprint(auxiliary[name][0], recorded[name.removesuffix("_logits")]["fingerprint"])
 
 
-@pytest.mark.parametrize("name", sorted(STEP))
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_STEP else pytest.param(name, marks=pytest.mark.slow) for name in sorted(STEP)]
+)
 def test_one_step_of_sgd_changes_everything_as_torch_does(name, x64):
     fields = {"num_classes": 10} | ({"aux_logits": True} if name == "googlenet" else {})
     rates = {"dropout_rate": 0} if name in ("alexnet", "vgg11_bn", "googlenet") else {}
@@ -138,7 +142,7 @@ def test_one_step_of_sgd_changes_everything_as_torch_does(name, x64):
 
 
 def with_torchs_variances(model, before, after):
-    """torch averages a batch's unbiased variance, linen its biased one: n / (n - 1) apart for n values a channel."""
+    """torch averages a batch's unbiased variance, linen the biased: n / (n - 1) apart for n values a channel."""
     layers = measure(model, (64, 64, 3), batch=4).layers
     values = {layer.path: math.prod(layer.output_shape[:-1]) for layer in layers}
     values |= {f"aux{head}/conv/norm": 4 * 4 * 4 for head in (1, 2)}  # their maps are 4x4, and run in training only

@@ -1,0 +1,22 @@
+"""A small DenseNet-BC on Fashion-MNIST: the CIFAR network with four layers a block.
+
+    python -m flaxcnn prepare fashion_mnist
+    python train.py --config=configs/fashion_mnist/densenet.py
+
+Test accuracy @ACC@, seed 0, in about @MIN@ minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        batch_size=128,
+        duration="1 epochs",
+        model=ModelConfig(name="densenet_bc_100_12", options=ConfigDict({"depths": [4, 4, 4]})),
+        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),
+        optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=5e-4),
+        schedule=ScheduleConfig(name="cosine", warmup="0.2 epochs"),
+    )

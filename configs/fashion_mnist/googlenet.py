@@ -1,0 +1,22 @@
+"""GoogLeNet with BatchNorm on Fashion-MNIST: the whole network, images as they are.
+
+    python -m flaxcnn prepare fashion_mnist
+    python train.py --config=configs/fashion_mnist/googlenet.py
+
+Test accuracy @ACC@, seed 0, in about @MIN@ minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        batch_size=128,
+        duration="1 epochs",
+        model=ModelConfig(name="googlenet", options=ConfigDict({})),
+        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),
+        optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9, weight_decay=5e-4),
+        schedule=ScheduleConfig(name="cosine", warmup="0.2 epochs"),
+    )

@@ -1,0 +1,25 @@
+"""A small Network in Network on Fashion-MNIST: the CIFAR network with a quarter of the channels.
+
+    python -m flaxcnn prepare fashion_mnist
+    python train.py --config=configs/fashion_mnist/nin.py
+
+Test accuracy @ACC@, seed 0, in about @MIN@ minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        batch_size=128,
+        duration="2 epochs",
+        model=ModelConfig(
+            name="nin_cifar",
+            options=ConfigDict({"blocks": [[5, 1, 2, 48, 40, 24], [5, 1, 2, 48, 48, 48]], "head_features": 48}),
+        ),
+        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),
+        optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9, weight_decay=5e-4),
+        schedule=ScheduleConfig(name="cosine", warmup="0.2 epochs"),
+    )
