@@ -75,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    if not text.isdecimal() or not 1 <= int(text) < 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more, below a million")
     return int(text)
 
 
@@ -84,7 +84,7 @@ def _console():
     """Returns a console that does not squeeze tables where no one looks on: in a file or a pipe."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 220, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(width=None if sys.stdout.isatty() else 400, highlight=False)
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from flaxcnn import list_models
 from flaxcnn.cli import main
 from flaxcnn.data import datasets
 from flaxcnn.training import loop
@@ -94,8 +95,12 @@ def test_predict_names_the_digit_in_a_picture_file(trained, capsys, tmp_path):
         (["evaluate", "WORKDIR", "--checkpoint", "3"], "has no checkpoint '3'; write latest, best or one of"),
         (["evaluate", "WORKDIR", "--checkpoint", "newest"], "has no checkpoint 'newest'"),
         (["evaluate", "WORKDIR", "--split", "tset"], "has no split 'tset'; did you mean test"),
-        (["evaluate", "WORKDIR", "--batch-size", "0"], "--batch-size is 0"),
-        (["evaluate", "WORKDIR", "--batch-size", "x"], "invalid int value: 'x'"),
+        (["evaluate", "WORKDIR", "--batch-size", "0"], "--batch-size: '0' is not a whole number of 1 or more"),
+        (["evaluate", "WORKDIR", "--batch-size", "x"], "--batch-size: 'x' is not a whole number"),
+        (["summary", "resnet5"], "unknown model 'resnet5'; did you mean resnet56, resnet50"),
+        (["summary", "alexnet", "--image-size", "62"], "at least 63x63 pixels, got 62x62"),
+        (["summary", "alexnet", "--batch", "0"], "--batch: '0' is not a whole number of 1 or more"),
+        (["list", "no such*"], "no network is named like 'no such*'"),
         (["evaluate"], "required: WORKDIR"),
         (["evalute", "WORKDIR"], "invalid choice: 'evalute'"),
         ([], "required: VERB"),
@@ -113,6 +118,28 @@ def test_mistakes_are_one_line_and_code_2(trained, capsys, tmp_path, monkeypatch
     assert code == 2 and out == ""
     assert re.match(r"error: [^\n]*\n\Z", err) and message in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_list_shows_what_matches_a_wildcard_or_a_part(capsys):
+    code, out, _ = run(capsys, "list", "resnet*")
+    names = [line.split()[0] for line in out.splitlines()[1:]]
+    assert code == 0 and names == list_models("resnet*") and len(names) == 11
+    assert "69.758 / 89.078" in out and "8.75 % error on CIFAR-10" in out
+    assert run(capsys, "list", "googlenet_p")[1].splitlines()[1].startswith("googlenet_paper  224x224x3")
+    assert len(run(capsys, "list")[1].splitlines()) == 1 + len(list_models())
+
+
+def test_summary_shows_each_layer_and_the_sums(capsys):
+    code, out, _ = run(capsys, "summary", "alexnet_2012", "--batch", 4)
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    # Two groups: each kernel of conv2 sees 48 of the 96 channels. 27 * 27 positions, 5 * 5 * 48 * 256 each.
+    macs = f"{4 * 27 * 27 * 5 * 5 * 48 * 256:,}"
+    assert ["conv2/conv", "4x27x27x256", "5x5x48x256", "307,456", macs, "2.8", "MiB"] in rows
+    assert ["parameters", "60,965,224", "in", "16", "arrays", "(232.6", "MiB)"] in rows
+    small = run(capsys, "summary", "resnet50", "--image-size", 64)[1]
+    assert "input 1x64x64x3" in small and re.search(r"stage4_block3/conv3/norm +1x2x2x2048 +4,096 +32.0 KiB", small)
+    assert "running statistics  53,120" in small
 
 
 def test_prepare_says_what_there_is(capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""A small Network in Network on Fashion-MNIST: the CIFAR network with a quarter of the channels.
+"""A small Network in Network on Fashion-MNIST: the paper's CIFAR network with a quarter of its channels.
 
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/nin.py
@@ -14,9 +14,9 @@ from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleCon
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="2 epochs",
+        duration="1 epochs",
         model=ModelConfig(
-            name="nin_cifar",
+            name="nin",
             options=ConfigDict({"blocks": [[5, 1, 2, 48, 40, 24], [5, 1, 2, 48, 48, 48]], "head_features": 48}),
         ),
         data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),

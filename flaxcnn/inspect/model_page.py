@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby
 
+from flaxcnn.inspect.summary import giga
 from flaxcnn.models import ModelInfo, list_models, model_info
 
 _INTRODUCTION = """\
@@ -43,7 +44,7 @@ def _row(info: ModelInfo) -> str:
         info.num_classes,
         info.minimum_size,
         f"{info.parameters:,}",
-        f"{info.macs / 1e9:.3f}",
+        giga(info.macs),
         f"{info.activations / 1e6:.2f}",
         info.accuracy,
         info.summary,

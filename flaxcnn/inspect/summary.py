@@ -60,11 +60,16 @@ def print_summary(console: Console, name: str, *, image_size: int | None = None,
     console.print(
         f"\nparameters          {cost.parameters:,} in {cost.tensors} arrays ({_bytes(4 * cost.parameters)})\n"
         f"running statistics  {cost.statistics:,}\n"
-        f"MACs                {cost.macs:,} ({cost.macs / batch / 1e9:.3f} G an image)\n"
+        f"MACs                {cost.macs:,} ({giga(cost.macs / batch)} G an image)\n"
         f"activations         {cost.activations:,} out of convolutions ({cost.activations / batch / 1e6:.2f} M an "
         f"image)\n"
         f"output memory       {_bytes(cost.output_bytes)} of all layers above"
     )
+
+
+def giga(count: float) -> str:
+    """Returns 10^9s with three decimals, or with two digits where those would vanish."""
+    return f"{count / 1e9:.3f}" if count >= 1e7 else f"{count / 1e9:.2g}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -51,20 +51,23 @@ class AlexNet(layers.Network):
 
     @property
     def minimum_size(self) -> int:
-        """The last pooling needs 3x3 pixels, the second 7x7, the first 15x15."""
-        return 67 - 2 * self.conv1_padding
+        """The last pooling needs 3x3 pixels, the second 7x7, the first 15x15, at conv1's stride of 4."""
+        return max(14 * 4 + self.kernel_sizes[0] - 2 * self.conv1_padding, 1)
 
     def check_fields(self) -> None:
         """Five values for the five convolutions, and channels that the groups divide."""
+        super().check_fields()
+        self.check_positive("widths", "kernel_sizes", "groups", "hidden")
         for field in ("widths", "kernel_sizes", "groups", "relu_after"):
             if len(getattr(self, field)) != 5:
                 raise UserError(
                     f"{field} of AlexNet takes five values, one a convolution, got {getattr(self, field)}"
                 )
-        channels = (1, *self.widths)
-        for index, groups in enumerate(self.groups):
-            if index and (channels[index] % groups or channels[index + 1] % groups):
-                raise UserError(f"{groups} groups do not divide the channels around conv{index + 1} of AlexNet")
+        if self.groups[0] != 1:
+            raise UserError(f"conv1 of AlexNet sees the image whole, and not in {self.groups[0]} groups")
+        for index, groups in enumerate(self.groups[1:]):
+            if self.widths[index] % groups or self.widths[index + 1] % groups:
+                raise UserError(f"{groups} groups do not divide the channels around conv{index + 2} of AlexNet")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:

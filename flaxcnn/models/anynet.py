@@ -5,6 +5,7 @@ section 3.3; the published RegNetX and RegNetY of its appendix in torchvision's 
 are ResNet's bottlenecks, so that ResNet-50 and ResNeXt-50 are points of the space.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -61,19 +62,23 @@ class AnyNet(layers.Network):
 
     def check_fields(self) -> None:
         """Three to five numbers a stage, and groups that fill the 3x3 convolutions."""
+        super().check_fields()
+        self.check_positive("stages", "stem_features")
         if not self.stages or any(not 3 <= len(stage) <= 5 for stage in self.stages):
             raise UserError(
                 f"a stage of AnyNet is (depth, width, group width[, bottleneck ratio[, stride]]), got {self.stages}"
             )
         for stage in (Stage(*values) for values in self.stages):
+            if any(value != int(value) for value in (*stage[:3], stage.stride)):
+                raise UserError(f"depth, width, group width and stride of a stage are whole numbers, got {stage}")
             inner = round(stage.width * stage.bottleneck_ratio)
-            if inner % stage.group_width:
+            if inner % stage.group_width or not inner:
                 raise UserError(f"groups of {stage.group_width} channels do not fill the {inner} of {stage}")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the maps stem, stage1 and so on, and the logits."""
-        conv = self.conv_norm(train, use_bias=self.use_bias or None)
+        conv = self.conv_norm(train, use_bias=self.use_bias or self.norm is None)
         if self.stem == "simple":
             x = conv(self.stem_features, 3, stride=2, name="stem")(images)
         else:
@@ -115,8 +120,16 @@ def regnet_stages(
       group_width: g, in channels; at most the stage's own width.
       bottleneck_ratio: b, the width of the 3x3 convolution as a share of the stage's.
       rounding: how widths become multiples of the group width: to the nearest, as in the paper's code, or, as in
-        torchvision, half upwards and never to less than 90 %. They differ for X-400MF, Y-800MF and Y-8GF.
+        torchvision, half upwards and never to less than 90 %. They differ for X-400MF, Y-800MF and Y-8GF. With a
+        ratio above 1 the multiple is also one of the ratio, in both, so that groups fill the convolutions.
+
+    Raises:
+      UserError: another rounding, or a multiplier that does not widen.
     """
+    if rounding not in ("torchvision", "paper"):
+        raise UserError(f"rounding of RegNet is torchvision or paper, got {rounding!r}")
+    if not multiplier > 1:
+        raise UserError(f"the multiplier of RegNet must be above 1, got {multiplier}")
     linear = initial_width + slope * np.arange(depth)
     exponents = np.round(np.log(linear / initial_width) / np.log(multiplier))
     widths = (8 * np.round(initial_width * multiplier**exponents / 8)).astype(int)
@@ -125,7 +138,7 @@ def regnet_stages(
         inner = max(1, int(width * bottleneck_ratio))
         group = min(group_width, inner)
         multiple = _torchvision_multiple if rounding == "torchvision" else _nearest_multiple
-        inner = multiple(inner, group)
+        inner = multiple(inner, math.lcm(group, int(bottleneck_ratio)) if bottleneck_ratio > 1 else group)
         stage_depth = int((widths == width).sum())
         stages.append(Stage(stage_depth, int(inner / bottleneck_ratio), group, bottleneck_ratio))
     return tuple(stages)
@@ -192,4 +205,4 @@ register(
 for _key in REGNETS:
     _register_regnet(f"regnet_{_key}", _key, "torchvision")
 for _key, _error in (("x_400mf", 27.38), ("y_800mf", 23.68), ("y_8gf", 20.05)):
-    _register_regnet(f"regnet_{_key}_paper", _key, "paper", f"{_error} % top-1 error on ImageNet, one crop")
+    _register_regnet(f"regnet_{_key}_paper", _key, "paper", f"{_error} % top-1 error on ImageNet, one crop (pycls)")

@@ -57,7 +57,7 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
     Heads that run in training alone count as parameters, but not as layers.
 
     Args:
-      model: a network of this package, or another module with the same call.
+      model: a network of this package.
       input_shape: (height, width, channels) of an image.
       batch: number of images.
     """

@@ -96,6 +96,8 @@ class DenseNet(layers.Network):
 
     def check_fields(self) -> None:
         """At least one block."""
+        super().check_fields()
+        self.check_positive("depths", "growth_rate", "stem_features", "compression")
         if not self.depths:
             raise UserError("depths of DenseNet takes a number of layers for each block, got none")
 
@@ -157,7 +159,7 @@ for _name, _growth_rate, _error, _fields in (
         DenseNet,
         fields={"growth_rate": _growth_rate, "stem": "cifar", **_fields},
         summary=f"for CIFAR: growth rate {_growth_rate}, 3 blocks of {_fields['depths'][0]} layers, {_kind}",
-        reported=f"{_error:.2f} % error on CIFAR-10",
+        reported=f"{_error:.2f} % error on CIFAR-10 with crops and flips",
         paper=_PAPER,
         input_shape=(32, 32, 3),
         num_classes=10,

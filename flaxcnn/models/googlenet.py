@@ -74,6 +74,8 @@ class AuxiliaryHead(nn.Module):
       dropout_rate: between the dense layers.
       conv: constructor of the convolution.
       dense: constructor of the dense layers.
+      scheme: the start of the first dense layer.
+      head_scheme: the start of the second, the classifier.
       train: whether to drop.
     """
 
@@ -82,6 +84,8 @@ class AuxiliaryHead(nn.Module):
     dropout_rate: float
     conv: layers.Layer
     dense: layers.Layer
+    scheme: initializers.Scheme
+    head_scheme: initializers.Scheme
     train: bool
 
     training_only = True  # for the count of what inference costs
@@ -90,8 +94,8 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps (B, H, W, C) to logits (B, num_classes)."""
         x = layers.flatten(self.conv(128, 1, name="conv")(self.pool(x)))
-        x = layers.dropout(nn.relu(self.dense(1024, name="fc")(x)), self.dropout_rate, self.train)
-        return self.dense(self.num_classes, name="head")(x)
+        x = layers.dropout(nn.relu(self.dense(1024, self.scheme, name="fc")(x)), self.dropout_rate, self.train)
+        return self.dense(self.num_classes, self.head_scheme, name="head")(x)
 
 
 class GoogLeNet(layers.Network):
@@ -101,7 +105,7 @@ class GoogLeNet(layers.Network):
     sown into the collection `aux_logits`, in order of depth, where it is mutable; the loss adds 0.3 of each.
 
     Weights start as in torchvision (normal, 0.01; biases as in torch) or, in the paper's form, of which the paper
-    says nothing, as in Caffe's release: uniform by fan-in, biases 0.2.
+    says nothing, as in Caffe's release: uniform by fan-in, biases 0.2 and those of classifiers 0.
 
     Attributes:
       paper: the paper's 5x5 kernels, local response normalisation and 3x3 last max pooling, not torchvision's.
@@ -130,8 +134,8 @@ class GoogLeNet(layers.Network):
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the maps of the poolings, of conv3 and of every Inception module, and the logits."""
         scheme = initializers.CAFFE if self.paper else initializers.NORMAL_001_TORCH_BIAS
+        head_scheme = initializers.CAFFE_HEAD if self.paper else scheme
         conv = self.conv_norm(train, scheme=scheme)
-        dense = functools.partial(self.dense, scheme=scheme)
         x = _to_unit_range(images) if self.transform_input else images
         maps = {}
 
@@ -154,16 +158,25 @@ class GoogLeNet(layers.Network):
         if self.aux_logits and self.num_classes and (train or self.is_initializing()):
             pool = _pool_5x5 if self.paper else functools.partial(adaptive_average_pool, output_size=(4, 4))
             for name, stage in (("aux1", "inception4a"), ("aux2", "inception4d")):
-                head = AuxiliaryHead(pool, self.num_classes, self.aux_dropout_rate, conv, dense, train, name=name)
-                logits = head(maps[stage])
+                logits = AuxiliaryHead(
+                    pool=pool,
+                    num_classes=self.num_classes,
+                    dropout_rate=self.aux_dropout_rate,
+                    conv=conv,
+                    dense=self.dense,
+                    scheme=scheme,
+                    head_scheme=head_scheme,
+                    train=train,
+                    name=name,
+                )(maps[stage])
                 if not self.is_initializing():
                     self.sow("aux_logits", f"{name}_logits", logits)
         x = layers.dropout(layers.global_average_pool(x), self.dropout_rate, train)
-        return maps, self.classify(x, scheme)
+        return maps, self.classify(x, head_scheme)
 
 
 def _pool_5x5(x: Array) -> Array:
-    """The side classifiers' 5x5/3 average pooling; a smaller map is averaged whole."""
+    """The side classifiers' 5x5/3 average pooling, with windows no larger than the map."""
     return average_pool(x, min(5, *x.shape[1:3]), 3)
 
 
@@ -171,8 +184,8 @@ def _to_unit_range(images: Array) -> Array:
     """Undoes ImageNet's normalisation and maps pixels to [-1, 1]."""
     if images.shape[-1] != 3:
         raise UserError(f"transform_input of GoogLeNet needs images of 3 channels, got {images.shape[-1]}")
-    mean, deviation = jnp.asarray(MEAN, images.dtype), jnp.asarray(STD, images.dtype)
-    return (images * deviation + mean) * 2 - 1
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    return (images.astype(dtype) * jnp.asarray(STD, dtype) + jnp.asarray(MEAN, dtype)) * 2 - 1
 
 
 _PAPER = "Szegedy et al.: Going Deeper with Convolutions, 2015"

@@ -61,4 +61,5 @@ def gaussian(deviation: float, bias: float = 0.0) -> Scheme:
 # torchvision's GoogLeNet cuts the kernels at +-2, two hundred deviations: no cut at all.
 NORMAL_001_TORCH_BIAS = Scheme(nn.initializers.normal(0.01), TORCH.bias)
 # Caffe's "xavier" filler, which looks at the fan-in alone, and the biases of its GoogLeNet.
-CAFFE = Scheme(_variance(1.0, "fan_in", "uniform"), lambda fan_in: nn.initializers.constant(0.2))
+CAFFE_HEAD = Scheme(_variance(1.0, "fan_in", "uniform"))
+CAFFE = Scheme(CAFFE_HEAD.kernel, lambda fan_in: nn.initializers.constant(0.2))

@@ -18,13 +18,20 @@ Array = jax.Array
 Dtype = Any
 Activation = Callable[[Array], Array]
 Pooling = Callable[[Array], Array]
-# A constructor of norms as a network is given it: `nn.LayerNorm`, or a partial of it with its constants.
-Norm = Callable[..., nn.Module]
+# A constructor of norms as a network is given it: `nn.LayerNorm`, or a partial of it with constants of its own. It
+# takes `name`, `dtype`, `param_dtype` and `scale_init`, and what it returns maps an array to one of the same shape.
+Norm = Callable[..., Callable[[Array], Array]]
 # A constructor of layers with the network's own fields (dtypes, norm, mode) filled in, as blocks are given it.
 Layer = Callable[..., nn.Module]
 
 # torch's momentum 0.1 is linen's 0.9 (the share of the old statistic that is kept); linen's default is 0.99.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def group_norm(**fields: Any) -> Callable[[Array], Array]:
+    """Constructs `nn.GroupNorm` of 32 groups (Wu and He 2018), or fewer where 32 does not divide the channels."""
+    return lambda x: nn.GroupNorm(num_groups=math.gcd(32, x.shape[-1]), **fields)(x)
+
 
 # What a configuration, which holds only text and numbers, may write for a field that takes a function.
 NAMED: dict[str, dict[str, Callable]] = {
@@ -36,7 +43,7 @@ NAMED: dict[str, dict[str, Callable]] = {
     "norm": {
         "batch_norm": BatchNorm,
         "layer_norm": nn.LayerNorm,
-        "group_norm": functools.partial(nn.GroupNorm, num_groups=None, group_size=1),
+        "group_norm": group_norm,
     },
 }
 
@@ -119,7 +126,7 @@ class Network(nn.Module):
     Attributes:
       num_classes: length of the logits; 0 for the features that would enter the classifier.
       dtype: of the computation.
-      param_dtype: of parameters and running statistics.
+      param_dtype: of parameters; running statistics are float32, or float64 where the computation is.
     """
 
     num_classes: int = 1000
@@ -132,7 +139,19 @@ class Network(nn.Module):
         return 1
 
     def check_fields(self) -> None:
-        """Raises `UserError` where the values of fields cannot go together; `create_model` calls it."""
+        """Raises `UserError` where the values of fields cannot work; `create_model` and every call do it."""
+        for field in ("dropout_rate", "aux_dropout_rate"):
+            if not 0 <= getattr(self, field, 0) <= 1:
+                raise UserError(
+                    f"{field} of {type(self).__name__} is a share of 0 to 1, got {getattr(self, field)}"
+                )
+
+    def check_positive(self, *fields: str) -> None:
+        """Raises `UserError` unless the fields hold numbers above 0."""
+        for field in fields:
+            value = getattr(self, field)
+            if not min(jax.tree.leaves(value), default=1) > 0:
+                raise UserError(f"{field} of {type(self).__name__} must be above 0, got {value}")
 
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the stage maps by name, in order, and the logits."""
@@ -158,12 +177,14 @@ class Network(nn.Module):
         """Returns the constructor of this network's norm for training or inference, or None."""
         if self.norm is None:
             return None
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if isinstance(self.norm(parent=None), nn.BatchNorm):
-            return functools.partial(
-                self.norm, use_running_average=not train, axis_name=self.bn_axis_name, **dtypes
-            )
-        return functools.partial(self.norm, **dtypes)
+            fields["use_running_average"] = not train
+            fields["axis_name"] = self.bn_axis_name
+            # Otherwise linen would start statistics in float32 and go on in float64.
+            fields["force_float32_reductions"] = self.dtype != jnp.float64
+        own = getattr(self.norm, "keywords", {})  # constants that a partial brings along stay
+        return functools.partial(self.norm, **{field: fields[field] for field in fields if field not in own})
 
     def conv_norm(self, train: bool, **fields: Any) -> Layer:
         """Returns the constructor of `ConvNorm` with this network's norm and dtypes."""

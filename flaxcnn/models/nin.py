@@ -1,7 +1,10 @@
 """Network in Network: convolutions followed by 1x1 convolutions, and averaging instead of dense layers.
 
-Lin, Chen, Yan: "Network In Network", ICLR 2014.
+Lin, Chen, Yan: "Network In Network", ICLR 2014. Every pooling takes the maximum, as the paper's text has it; the
+network that its authors released for CIFAR averages in the second.
 """
+
+from typing import Literal
 
 import flax.linen as nn
 
@@ -38,9 +41,10 @@ class NiN(layers.Network):
     Attributes:
       blocks: for each block its kernel size, stride, padding and the channels of its three convolutions.
       head_features: channels of the last block's convolutions but the last, or 0 for one a class.
-      ceil_mode: whether the pooling windows may hang over the end, as in the paper's own implementation.
+      ceil_mode: whether the pooling windows may hang over the end, as in the authors' implementation.
       dropout_rate: before the last block, and after every pooling with `dropout_everywhere`.
-      scheme: the start of every convolution.
+      initialization: of every convolution: "glorot", as in d2l.ai, or "normal" of deviation 0.05, which Caffe's
+        port of the CIFAR network has.
     """
 
     blocks: tuple[tuple[int, ...], ...] = (
@@ -52,7 +56,7 @@ class NiN(layers.Network):
     ceil_mode: bool = False
     dropout_rate: float = 0.5
     dropout_everywhere: bool = False
-    scheme: initializers.Scheme = initializers.GLOROT
+    initialization: Literal["glorot", "normal"] = "glorot"
 
     @property
     def minimum_size(self) -> int:
@@ -65,15 +69,20 @@ class NiN(layers.Network):
 
     def check_fields(self) -> None:
         """Six numbers a block."""
+        super().check_fields()
         if not self.blocks or any(len(block) != 6 for block in self.blocks):
             raise UserError(
                 f"blocks of NiN takes (kernel size, stride, padding, three channels) for each, got {self.blocks}"
             )
+        for kernel_size, stride, padding, *channels in self.blocks:
+            if min(kernel_size, stride, *channels) < 1 or padding < 0:
+                raise UserError(f"blocks of NiN has a number that is too small: {self.blocks}")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the maps after each pooling, pool1 and so on, and the logits."""
-        conv, maps, x = self.conv_norm(train, scheme=self.scheme), {}, images
+        scheme = initializers.GLOROT if self.initialization == "glorot" else initializers.gaussian(0.05)
+        conv, maps, x = self.conv_norm(train, scheme=scheme), {}, images
         for number, (kernel_size, stride, padding, *features) in enumerate(self.blocks, start=1):
             x = NiNBlock(tuple(features), kernel_size, conv, stride, padding, name=f"block{number}")(x)
             x = maps[f"pool{number}"] = max_pool(x, 3, 2, ceil_mode=self.ceil_mode)
@@ -103,10 +112,10 @@ register(
         "head_features": 192,
         "ceil_mode": True,
         "dropout_everywhere": True,
-        "scheme": initializers.gaussian(0.05),
+        "initialization": "normal",
     },
     reported="10.41 % error on CIFAR-10, 8.81 % with augmentation",
-    summary="the paper's for CIFAR: 192-160-96@5, 192-192-192@5, 192-192-classes@3; normal start, 0.05",
+    summary="the paper's for CIFAR: 192-160-96@5, 192-192-192@5, 192-192-classes@3",
     paper=_PAPER,
     input_shape=(32, 32, 3),
     num_classes=10,

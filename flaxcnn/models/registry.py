@@ -3,10 +3,12 @@
 import dataclasses
 import fnmatch
 import functools
+import numbers
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from flaxcnn.errors import UserError, nearest
@@ -75,7 +77,8 @@ class ModelInfo:
         if not self.weights:
             return self.reported
         weights = default_weights(self.name)
-        return f"{weights.top1:.3f} / {weights.top5:.3f} % top-1 / top-5 on ImageNet ({weights.tag})"
+        size = "" if weights.crop == self.input_shape[0] else f" at {weights.crop} pixels"
+        return f"{weights.top1:.3f} / {weights.top5:.3f} % top-1 / top-5 on ImageNet{size} ({weights.tag})"
 
     @property
     def mean(self) -> tuple[float, ...] | None:
@@ -159,7 +162,7 @@ def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
     if field in NAMED:
         if isinstance(value, str) and value in NAMED[field]:
             return NAMED[field][value]
-        if value is not None and not callable(value):
+        if not callable(value) and not (value is None and field == "norm"):
             raise UserError(f"{model} has no {field} {value!r}; write one of {', '.join(NAMED[field])}")
         return value
     if field.endswith("dtype"):
@@ -167,27 +170,44 @@ def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
             dtype = jnp.dtype(value)
         except TypeError:
             dtype = None
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        if value is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise UserError(f"{field} {value!r} is not a floating dtype; write float32, bfloat16, ...") from None
+        if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+            raise UserError(f"{field} is float64, which JAX computes only with JAX_ENABLE_X64=1 set")
         return dtype
-    if typing.get_origin(annotation) is tuple:
-        return _as_tuple(model, field, value)
-    if typing.get_origin(annotation) is Literal and value not in typing.get_args(annotation):
-        choices = ", ".join(typing.get_args(annotation))
-        raise UserError(f"{model} has no {field} {value!r}; write one of {choices}")
-    kinds = {int: (int,), float: (int, float), bool: (bool,)}.get(annotation)
-    if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)):
-        raise UserError(f"{field} of {model} takes {annotation.__name__}, got {value!r}")
-    if annotation in (int, float) and value < 0:
+    if typing.get_origin(annotation) is Literal:
+        if value not in typing.get_args(annotation):
+            choices = ", ".join(typing.get_args(annotation))
+            raise UserError(f"{model} has no {field} {value!r}; write one of {choices}")
+        return value
+    if annotation not in (int, float, bool) and typing.get_origin(annotation) is not tuple:
+        return value  # of some other type, which its module checks
+    number = _as_number(value, annotation)
+    if number is None:
+        raise UserError(f"{field} of {model} takes {_NUMBERS.get(annotation, 'lists of numbers')}, got {value!r}")
+    if annotation in (int, float) and number < 0:
         hint = " (pooled features) or more" if field == "num_classes" else " or more"
         raise UserError(f"{field} of {model} must be 0{hint}, got {value}")
-    return value
+    return number
 
 
-def _as_tuple(model: str, field: str, value: Any) -> Any:
-    """Turns the nested lists of a configuration into tuples, and refuses what is no number."""
-    if isinstance(value, (list, tuple)):
-        return tuple(
-            item if isinstance(item, (bool, int, float)) else _as_tuple(model, field, item) for item in value
-        )
-    raise UserError(f"{field} of {model} takes a list of numbers, or of lists of them, got {value!r}")
+_NUMBERS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple[int, ...]: "whole numbers",
+    tuple[bool, ...]: "values of true or false",
+}
+
+
+def _as_number(value: Any, annotation: Any) -> Any:
+    """Returns a number, or nested lists of them as tuples, in the annotated type; None where it is another."""
+    if typing.get_origin(annotation) is tuple:
+        if not isinstance(value, (list, tuple)):
+            return None
+        items = [_as_number(item, typing.get_args(annotation)[0]) for item in value]
+        return None if any(item is None for item in items) else tuple(items)
+    kind = {int: numbers.Integral, float: numbers.Real, bool: bool}[annotation]
+    if not isinstance(value, kind) or (isinstance(value, bool) and annotation is not bool):
+        return None
+    return value if annotation is float else annotation(value)

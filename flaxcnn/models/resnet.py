@@ -141,7 +141,8 @@ class Bottleneck(nn.Module):
 class PreActivationBlock(nn.Module):
     """Norm and ReLU before each convolution (Identity Mappings, figure 1b): basic, or a bottleneck with `width`.
 
-    Where the shape changes the shortcut starts from the activated input, as in both papers' code.
+    Where the shape changes the shortcut starts from the activated input; elsewhere it is the input itself, in the
+    first block too, for which the paper activates it.
 
     Attributes:
       features: output channels.
@@ -193,7 +194,7 @@ class ResNet(layers.Network):
       stem: "imagenet", 7x7/2 and 3x3/2 max pooling; "cifar", 3x3; "normed_cifar", 3x3 on a normalised input.
       stem_features: channels of the stem.
       shortcut: where the shape changes: "projection", "zero_pad" or "strided", as in `connect`.
-      use_bias: whether convolutions have biases beside the norm.
+      use_bias: whether convolutions have biases beside the norm; without norm they have.
       zero_init_residual: whether the last norm of each block starts from 0 (Goyal et al. 2017).
       pool_window: the last map is averaged in windows of this size, which are then flattened, or over all of it
         with 0.
@@ -223,21 +224,37 @@ class ResNet(layers.Network):
         return max(self.pool_window - 1, 0) * reduction + 1
 
     def check_fields(self) -> None:
-        """A depth and a width for each stage."""
+        """A depth and a width for each stage, and no field that would do nothing."""
+        super().check_fields()
+        self.check_positive("depths", "widths", "groups", "width_per_group", "stem_features")
         if not self.depths or len(self.depths) != len(self.widths):
             raise UserError(f"ResNet takes a depth and a width a stage, got {self.depths} and {self.widths}")
+        if self.shortcut == "zero_pad" and list(self.widths) != sorted(self.widths):
+            raise UserError(f"zero_pad shortcuts of ResNet need widths that do not fall, got {self.widths}")
+        idle = {
+            "groups": self.groups != 1 and "bottleneck" not in self.block,
+            "width_per_group": self.width_per_group != 64 and "bottleneck" not in self.block,
+            "dropout_rate": self.dropout_rate and "preactivation" not in self.block,
+            "zero_init_residual": self.zero_init_residual and self.block not in ("basic", "bottleneck"),
+        }
+        for field, is_idle in idle.items():
+            if is_idle:
+                raise UserError(
+                    f"{field} of ResNet does nothing with blocks of the kind {self.block}; leave it out"
+                )
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the maps stem, stage1 and so on, and the logits."""
-        conv = self.conv_norm(train, use_bias=self.use_bias or None)
+        use_bias = self.use_bias or self.norm is None
+        conv = self.conv_norm(train, use_bias=use_bias)
         norm = self.bound_norm(train) or _no_norm
         preactivation = self.block.startswith("preactivation")
         if self.stem == "imagenet":
             x = max_pool(conv(self.stem_features, 7, stride=2, name="stem")(images), 3, 2, padding=1)
         else:
             x = norm(name="input_norm")(images) if self.stem == "normed_cifar" else images
-            plain = {"norm": None, "use_bias": self.use_bias, "activation": None} if preactivation else {}
+            plain = {"norm": None, "activation": None} if preactivation else {}
             x = conv(self.stem_features, 3, name="stem", **plain)(x)
         maps = {"stem": x}
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
@@ -266,7 +283,7 @@ class ResNet(layers.Network):
             case "post_norm":
                 return PostNormBlock(width, conv, norm, **common)
         dropout = functools.partial(layers.dropout, rate=self.dropout_rate, train=train)
-        conv = functools.partial(conv, norm=None, use_bias=self.use_bias, activation=None)
+        conv = functools.partial(conv, norm=None, activation=None)
         if self.block == "preactivation":
             return PreActivationBlock(width, conv, norm, dropout=dropout, **common)
         return PreActivationBlock(4 * width, conv, norm, width=inner, dropout=dropout, **common)
@@ -294,7 +311,7 @@ def _cifar(name: str, depths: tuple[int, ...], paper: str, summary: str, error: 
         ResNet,
         fields={"depths": depths, "stem": "cifar", **fields},
         summary=summary,
-        reported=f"{error:.2f} % error on CIFAR-10",
+        reported=f"{error:.2f} % error on CIFAR-10 with crops and flips",
         paper=paper,
         input_shape=(32, 32, 3),
         num_classes=10,

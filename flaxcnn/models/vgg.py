@@ -1,9 +1,9 @@
 """VGG: blocks of 3x3 convolutions, each closed by a max pooling.
 
 Simonyan, Zisserman: "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, table 1,
-configurations A, B, D and E. What differs from the paper: dropout follows fc6 and fc7 as in torchvision, and the
-weights start from torchvision's distributions instead of from a shallower trained network. The `_bn` forms are
-torchvision's, whose convolutions keep their biases beside BatchNorm.
+configurations A, B, D and E. What differs from the paper: the last map is pooled adaptively to 7x7, so that images
+of any size fit, and the weights start from torchvision's distributions instead of from a shallower trained network.
+The `_bn` forms are torchvision's, whose convolutions keep their biases beside BatchNorm.
 """
 
 import flax.linen as nn
@@ -40,6 +40,8 @@ class VGG(layers.Network):
 
     def check_fields(self) -> None:
         """Two numbers a block."""
+        super().check_fields()
+        self.check_positive("blocks", "hidden", "pooled_size")
         if not self.blocks or any(len(block) != 2 for block in self.blocks):
             raise UserError(f"blocks of VGG takes pairs of (convolutions, channels), got {self.blocks}")
 

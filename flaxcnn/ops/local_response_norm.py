@@ -33,5 +33,6 @@ def local_response_norm(
     """
     window = (1,) * (x.ndim - 1) + (size,)
     padding = ((0, 0),) * (x.ndim - 1) + ((size // 2, (size - 1) // 2),)
-    neighbours = jax.lax.reduce_window(jnp.square(x), 0.0, jax.lax.add, window, (1,) * x.ndim, padding)
-    return x / (k + (alpha / size if divide_by_size else alpha) * neighbours) ** beta
+    exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # squares overflow float16
+    neighbours = jax.lax.reduce_window(jnp.square(exact), 0.0, jax.lax.add, window, (1,) * x.ndim, padding)
+    return (exact / (k + (alpha / size if divide_by_size else alpha) * neighbours) ** beta).astype(x.dtype)

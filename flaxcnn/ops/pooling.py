@@ -75,7 +75,10 @@ def average_pool(
         return np.minimum(start + window, high) - np.maximum(start, low)
 
     rows, columns = (counts(size, windows) for size, windows in zip(x.shape[1:3], total.shape[1:3], strict=True))
-    return (total / jnp.asarray(np.outer(rows, columns)[..., None], wide.dtype)).astype(x.dtype)
+    if np.all(rows == window) and np.all(columns == window):
+        return (total / window**2).astype(x.dtype)
+    area = jnp.asarray(rows[:, None, None], wide.dtype) * jnp.asarray(columns[:, None], wide.dtype)
+    return (total / area).astype(x.dtype)
 
 
 def adaptive_average_pool(x: Array, output_size: tuple[int, int]) -> Array:
@@ -90,6 +93,7 @@ def adaptive_average_pool(x: Array, output_size: tuple[int, int]) -> Array:
     """
     if x.shape[1:3] == tuple(output_size):
         return x
+    dtype, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for axis, bins in zip((1, 2), output_size, strict=True):
         size = x.shape[axis]
         index = np.arange(bins)
@@ -100,4 +104,4 @@ def adaptive_average_pool(x: Array, output_size: tuple[int, int]) -> Array:
         x = jnp.moveaxis(jnp.tensordot(inside, x, (1, axis), precision=jax.lax.Precision.HIGHEST), 0, axis)
         shape = [bins if a == axis else 1 for a in range(4)]
         x = x / jnp.asarray((end - start).reshape(shape), x.dtype)
-    return x
+    return x.astype(dtype)

@@ -58,10 +58,10 @@ class Experiment:
 def check_config(config: TrainConfig) -> None:
     """Raises `UserError` for whatever is wrong with a configuration and shows without its data."""
     validate(config)
-    name = config.model.name
-    minimum = _build(config, model_info(name).num_classes).minimum_size
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise UserError("model.dtype is 'float64', which JAX computes only with JAX_ENABLE_X64=1 set")
+    name = config.model.name
+    minimum = _build(config, model_info(name).num_classes).minimum_size
     size = config.data.image_size
     if size is not None and size < minimum:
         raise UserError(f"data.image_size is {size}; {name} takes images of at least {minimum}x{minimum} pixels")

@@ -3,7 +3,6 @@
 import fnmatch
 from typing import Any
 
-import flax
 import jax
 import optax
 
@@ -24,12 +23,13 @@ def select(params: Any, *patterns: str) -> Any:
     Raises:
       UserError: a pattern matches nothing.
     """
-    flat = flax.traverse_util.flatten_dict(params)
+    paths = jax.tree_util.tree_map_with_path(
+        lambda path, _: tuple(key.key for key in path), params, is_leaf=_is_masked
+    )
     for pattern in patterns:
-        if not any(_matches(path, pattern) for path in flat):
+        if not any(_matches(path, pattern) for path in jax.tree.leaves(paths, is_leaf=_is_path)):
             raise UserError(f"no layer matches {pattern!r}{nearest(pattern, params)}")
-    chosen = {path: any(_matches(path, pattern) for pattern in patterns) for path in flat}
-    return flax.traverse_util.unflatten_dict(chosen)
+    return jax.tree.map(lambda path: any(_matches(path, pattern) for pattern in patterns), paths, is_leaf=_is_path)
 
 
 def freeze(optimizer: optax.GradientTransformation, *patterns: str) -> optax.GradientTransformation:
@@ -55,11 +55,20 @@ def scale_learning_rate(
     """Returns an optimizer whose learning rate is `factor` times as large for the matching parameters.
 
     Args:
-      optimizer: whose updates are proportional to its learning rate, as all of optax's are.
+      optimizer: whose updates are proportional to its learning rate, as those of SGD and Adam are.
       factor: such as 10 for a new classifier on a trained network: `scale_learning_rate(optimizer, 10, "head")`.
       *patterns: as in `select`.
     """
     return optax.chain(optimizer, optax.masked(optax.scale(factor), lambda params: select(params, *patterns)))
+
+
+def _is_masked(node: Any) -> bool:
+    # Around a part of an optimizer optax leaves these in the place of the parameters that it does not see.
+    return isinstance(node, optax.MaskedNode)
+
+
+def _is_path(node: Any) -> bool:
+    return isinstance(node, tuple)
 
 
 def _matches(path: tuple[str, ...], pattern: str) -> bool:

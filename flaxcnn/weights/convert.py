@@ -98,7 +98,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], *, channels: int = 3, *
       name: of a network that torchvision has, such as "resnet50".
       state_dict: what `model.state_dict()` returns there, as NumPy arrays, or anything that NumPy takes for one.
         The keys of old DenseNet files (`norm.1`) are understood. The auxiliary heads of `googlenet` are converted
-        if they are there. `num_batches_tracked`, which changes nothing, is left out.
+        if any of them is there. `num_batches_tracked`, which changes nothing, is left out.
       channels: of the images.
       **fields: of `create_model`, where the shapes depend on them, such as `num_classes`.
 
@@ -112,7 +112,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], *, channels: int = 3, *
     """
     state_dict = {_modern_key(key): value for key, value in state_dict.items()}
     if name == "googlenet" and any(key.startswith("aux") for key in state_dict):
-        fields = {"aux_logits": True, **fields}
+        fields = {**fields, "aux_logits": True}
     entries = _entries(_create(name, fields), channels)
     arrays = {key: np.asarray(value) for key, value in state_dict.items() if not key.endswith(_COUNTER)}
     counters = {f"{key.removesuffix('running_var')}{_COUNTER}" for key in entries if key.endswith("running_var")}
@@ -126,7 +126,8 @@ def from_torch(name: str, state_dict: Mapping[str, Any], *, channels: int = 3, *
             if key in arrays and arrays[key].shape != entry.torch_shape
         },
     )
-    flat = {entry.path: np.ascontiguousarray(entry.from_torch(arrays[key])) for key, entry in entries.items()}
+    # Copies, because a state dict shares its memory with the torch module that trains on.
+    flat = {entry.path: np.array(entry.from_torch(arrays[key]), order="C") for key, entry in entries.items()}
     return flax.traverse_util.unflatten_dict(flat)
 
 
@@ -169,7 +170,7 @@ def to_torch(name: str, variables: Mapping[str, Any], **fields: Any) -> StateDic
     )
     state_dict = {}
     for key, entry in entries.items():
-        state_dict[key] = np.ascontiguousarray(entry.to_torch(flat[entry.path]))
+        state_dict[key] = np.array(entry.to_torch(flat[entry.path]), order="C")
         if key.endswith("running_var"):
             state_dict[key.removesuffix("running_var") + _COUNTER] = np.asarray(0, np.int64)
     return state_dict
@@ -189,4 +190,5 @@ def _refuse_mismatch(name: str, *, missing: list, unexpected: list, misshaped: d
     kinds = {"missing": missing, "unexpected": unexpected, "misshaped": shapes}
     faults = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
     if faults:
-        raise UserError(f"the weights do not fit {name}: {faults}")
+        hint = " (num_classes and channels say so where they are not 1000 and 3)" if misshaped else ""
+        raise UserError(f"the weights do not fit {name}: {faults}{hint}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ def load_pretrained(
     source: str | Path = "default",
     *,
     num_classes: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     key: jax.Array | None = None,
     **fields: Any,
 ) -> tuple[Network, Variables]:
@@ -30,47 +31,51 @@ def load_pretrained(
 
     Args:
       name: of a network that torchvision has, such as "resnet50".
-      source: the tag of published weights (`model_info(name).weights`), "default" for torchvision's
-        default, or the path of a `.safetensors` or torch file. Published files are downloaded once, into
-        `$FLAXCNN_CACHE` or `~/.cache/flaxcnn`, and their SHA-256 is checked.
+      source: the tag of published weights (`model_info(name).weights`), "default" for torchvision's default, or
+        the path of a `.safetensors` or torch file. Published files are downloaded once, into `$FLAXCNN_CACHE` or
+        `~/.cache/flaxcnn`, and their SHA-256 is checked.
       num_classes: None for the classes of the file; 0 for no classifier; otherwise, where it differs from the
         file's, classifiers start anew.
-      channels: of the images. As in timm, the first convolution is summed over its input for 1 channel, and
-        repeated and scaled by 3 / channels for others.
+      channels: of the images; None for those of the file. As in timm, the first convolution is summed over its
+        input for 1 channel, and repeated and scaled for others.
       key: from which new classifiers start; `jax.random.key(0)` by default.
       **fields: further fields of `create_model`, such as `dtype`.
 
     Returns:
-      The network and {"params": ..., "batch_stats": ...} in its `param_dtype`. `googlenet` comes with
-      `transform_input`, as its images are to be normalised like those of the others, and without its auxiliary
-      heads unless `aux_logits=True`.
+      The network and variables like those of its `init`. `googlenet` comes with `transform_input`, so that its
+      images are normalised like those of the others; with other channels than three it comes without, and they
+      are to be scaled to [-1, 1]. It has auxiliary heads only with `aux_logits=True`.
 
     Raises:
       UserError: no such network, weights or file, a damaged file, no network connection, or weights that do not
         fit.
     """
+    if channels is not None and channels < 1:
+        raise UserError(f"channels must be 1 or more, got {channels}")
+    create_model(name, **fields, **({} if num_classes is None else {"num_classes": num_classes}))
     arrays = read_state_dict(_locate(name, source))
     names = torch_names(create_model(name))
-    head = arrays.get(f"{names.torch_layer('head')}.bias")
+    head, first = (
+        arrays.get(f"{names.torch_layer(layer)}.{leaf}")
+        for layer, leaf in (("head", "bias"), (names.first, "weight"))
+    )
     file_classes = model_info(name).num_classes if head is None else head.size
+    file_channels = 3 if first is None or first.ndim != 4 else first.shape[1]
     shapes = {field: value for field, value in fields.items() if not field.endswith("dtype")}
-    variables = from_torch(name, arrays, **{**shapes, "num_classes": file_classes})
+    converted = from_torch(name, arrays, channels=file_channels, **{**shapes, "num_classes": file_classes})
 
+    num_classes = file_classes if num_classes is None else num_classes
+    channels = file_channels if channels is None else channels
     if name == "googlenet":
         fields = {"transform_input": channels == 3, **fields}
-        if not fields.get("aux_logits"):
-            for collection in variables.values():
-                collection.pop("aux1", None), collection.pop("aux2", None)
-    model = create_model(name, **{"num_classes": file_classes, **fields})
-    if channels != 3:
-        layer = variables["params"]
-        for part in names.first.split("/"):
-            layer = layer[part]
-        layer["kernel"] = _fit_channels(layer["kernel"], channels)
-    if num_classes not in (None, file_classes):
-        model = create_model(name, **{**fields, "num_classes": num_classes})
-        variables["params"] = _renew_heads(model, variables["params"], channels, key)
-    return model, jax.tree.map(lambda value: jnp.asarray(value, model.param_dtype), variables)
+    model = create_model(name, **{**fields, "num_classes": num_classes})
+    flat = flax.traverse_util.flatten_dict(converted)
+    kernel = ("params", *names.first.split("/"), "kernel")
+    if channels != file_channels:
+        flat[kernel] = _fit_channels(flat[kernel], channels)
+    if num_classes != file_classes:  # those of auxiliary heads, too
+        flat = {path: value for path, value in flat.items() if path[-2] != "head"}
+    return model, _complete(model, flat, channels, jax.random.key(0) if key is None else key)
 
 
 def _locate(name: str, source: str | Path) -> Path:
@@ -89,7 +94,7 @@ def _locate(name: str, source: str | Path) -> Path:
 
 
 def _fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Adapts a kernel (h, w, 3, features) so that the response to grey or repeated channels stays the same."""
+    """Adapts a kernel (h, w, channels, features) so that the response to equal channels stays the same."""
     exact = kernel.astype(np.float64)
     if channels == 1:
         return exact.sum(axis=2, keepdims=True).astype(kernel.dtype)
@@ -97,25 +102,18 @@ def _fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return (exact[:, :, index] * (kernel.shape[2] / channels)).astype(kernel.dtype)
 
 
-def _renew_heads(model: Network, params: dict[str, Any], channels: int, key: jax.Array | None) -> dict[str, Any]:
-    """Returns the parameters with every classifier at its start, the auxiliary ones too."""
-    key = jax.random.key(0) if key is None else key
+def _complete(model: Network, flat: dict[tuple[str, ...], Any], channels: int, key: jax.Array) -> Variables:
+    """Returns the variables of a network in their own dtypes: those given, and the start of those that are not."""
     size = max(model.minimum_size, 32)
-    images = jnp.zeros((1, size, size, channels))
-    if not model.num_classes:
-        return {layer: value for layer, value in params.items() if layer not in ("head", "aux1", "aux2")}
 
-    def start(key):
-        fresh = model.init(key, images, train=False)["params"]
-        return {layer: fresh[layer]["head"] if layer != "head" else fresh[layer] for layer in _with_heads(params)}
+    def init(key):
+        images = jnp.zeros((1, size, size, channels))
+        return flax.traverse_util.flatten_dict(model.init(key, images, train=False))
 
-    for layer, fresh in jax.jit(start)(key).items():
-        if layer == "head":
-            params[layer] = fresh
-        else:
-            params[layer]["head"] = fresh
-    return params
-
-
-def _with_heads(params: dict[str, Any]) -> list[str]:
-    return [layer for layer, value in params.items() if layer == "head" or "head" in value]
+    wanted = jax.eval_shape(init, key)
+    missing = [path for path in wanted if path not in flat]
+    # XLA drops the start of everything else.
+    fresh = jax.jit(lambda key: {path: init(key)[path] for path in missing})(key) if missing else {}
+    return flax.traverse_util.unflatten_dict(
+        {path: jnp.asarray({**flat, **fresh}[path], leaf.dtype) for path, leaf in wanted.items()}
+    )

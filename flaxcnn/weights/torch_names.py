@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
+from flaxcnn.errors import UserError
 from flaxcnn.models.alexnet import AlexNet
 from flaxcnn.models.anynet import AnyNet
 from flaxcnn.models.densenet import DenseNet
@@ -29,11 +30,15 @@ class TorchNames:
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def torch_layer(self, path: str) -> str:
-        """Returns torch's name of the layer at one of our paths."""
+        """Returns torch's name of the layer at one of our paths.
+
+        Raises:
+          UserError: torchvision's network has no such layer.
+        """
         for pattern, name in self.rules:
             if match := re.fullmatch(pattern, path):
                 return name(match)
-        raise KeyError(f"no rule names the layer {path}")
+        raise UserError(f"torchvision's network has no layer like {path}; leave the fields that add it out")
 
     def map_size(self, path: str) -> int | None:
         """Returns the height and width of the map that a dense layer sees flattened, or None if it sees none."""

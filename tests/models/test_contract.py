@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,8 +86,13 @@ DEEPER = {"regnet_y_128gf", "regnet_y_32gf", "densenet201", "densenet161", "dens
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("channels", "num_classes", "dtype"), CASES)
-@pytest.mark.parametrize("name", sorted(set(list_models()) - DEEPER))
+@pytest.mark.parametrize(
+    ("name", "channels", "num_classes", "dtype"),
+    [
+        (name, *case)
+        for name, case in zip(sorted(set(list_models()) - DEEPER), itertools.cycle(CASES), strict=False)
+    ],
+)
 def test_values_and_gradients_of_every_network(name, channels, num_classes, dtype):
     check_forward_and_backward(name, channels, num_classes, dtype)
 
@@ -124,11 +130,99 @@ def test_images_of_another_rank_are_refused(shape):
         ("densenet121", {"depths": []}, "depths of DenseNet"),
         ("anynet", {"stages": [[4, 32]]}, "a stage of AnyNet is"),
         ("anynet", {"stages": [[4, 32, 12]]}, "groups of 12 channels do not fill the 32"),
-        ("anynet", {"stages": "deep"}, "takes a list of numbers"),
+        ("anynet", {"stages": "deep"}, "stages of anynet takes lists of numbers"),
         ("resnet18", {"stem": "imagnet"}, "has no stem 'imagnet'; write one of imagenet, cifar"),
-        ("resnet18", {"dropout_rate": -0.5}, "must be 0 or more"),
+        ("wrn_40_4", {"dropout_rate": -0.5}, "must be 0 or more"),
+        ("wrn_40_4", {"dropout_rate": 1.5}, "is a share of 0 to 1"),
+        (
+            "resnet50",
+            {"dropout_rate": 0.5},
+            "dropout_rate of ResNet does nothing with blocks of the kind bottleneck",
+        ),
+        ("resnet18", {"groups": 2}, "groups of ResNet does nothing with blocks of the kind basic"),
+        ("resnet18", {"depths": [2, 2, 2, 2.5]}, "depths of resnet18 takes whole numbers"),
+        ("resnet18", {"depths": [2, 2, 2, 0]}, "depths of ResNet must be above 0"),
+        ("resnet20", {"widths": [64, 32, 16]}, "widths that do not fall"),
+        ("alexnet", {"groups": [2, 1, 1, 1, 1]}, "conv1 of AlexNet sees the image whole"),
+        ("densenet121", {"growth_rate": 0}, "growth_rate of DenseNet must be above 0"),
+        ("vgg11", {"blocks": [[1, 0]]}, "blocks of VGG must be above 0"),
+        ("anynet", {"stages": [[1.5, 32, 16]]}, "are whole numbers"),
+        ("anynet", {"stages": [[1, 32, 0]]}, "must be above 0"),
+        ("nin", {"blocks": [[3, 0, 1, 8, 8, 8]]}, "a number that is too small"),
+        ("lenet5", {"activation": None}, "has no activation None"),
+        ("lenet5", {"dtype": None}, "is not a floating dtype"),
+        ("lenet5", {"dtype": "float64"}, "only with JAX_ENABLE_X64=1"),
     ],
 )
 def test_fields_that_cannot_work_are_refused(name, fields, message):
     with pytest.raises(UserError, match=message):
         create_model(name, **fields)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = create_model("resnet18", num_classes=np.int64(7), depths=[np.int32(1)] * 4)
+    assert model == create_model("resnet18", num_classes=7, depths=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "layer_norm", "group_norm"])
+@pytest.mark.parametrize(("name", "size"), [("lenet5", 12), ("resnet20", 4)])
+def test_with_every_norm_the_logits_depend_on_the_image(name, size, norm):
+    model = create_model(name, norm=norm)
+    images = random_images(4, size, size, 3)
+    variables = random_variables(model, images.shape)
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    assert np.all(np.std(logits, axis=0) > 1e-6)
+
+
+def test_a_norm_keeps_the_constants_it_brings_along():
+    norm = functools.partial(nn.BatchNorm, momentum=0.5, dtype=jnp.float32, axis_name="devices")
+    bound = create_model("resnet20", norm=norm, dtype="bfloat16").bound_norm(train=True)()
+    assert (bound.momentum, bound.dtype, bound.axis_name) == (0.5, jnp.float32, "devices")
+    assert bound.use_running_average is False
+
+
+def test_statistics_are_synchronised_over_a_named_axis():
+    model = create_model("resnet20", depths=[1, 1, 1], bn_axis_name="devices")
+    whole = create_model("resnet20", depths=[1, 1, 1])
+    images = random_images(4, 8, 8, 3)
+    variables = random_variables(model, images.shape)
+
+    def run(model, images):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    logits, updated = jax.jit(jax.vmap(functools.partial(run, model), axis_name="devices"))(
+        images.reshape(2, 2, 8, 8, 3)
+    )
+    expected, statistics = jax.jit(functools.partial(run, whole))(images)
+    np.testing.assert_allclose(logits.reshape(4, -1), expected, rtol=1e-3, atol=1e-3)
+    for mine, theirs in zip(jax.tree.leaves(updated), jax.tree.leaves(statistics), strict=True):
+        np.testing.assert_allclose(mine, np.stack([theirs, theirs]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_running_statistics_keep_their_dtype(dtype, x64):
+    model = create_model("resnet20", depths=[1, 1, 1], dtype=dtype, param_dtype=dtype)
+    images = jnp.ones((4, 8, 8, 3), dtype)
+    before = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    _, after = jax.eval_shape(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]), before, images)
+    expected = {"float64": {jnp.dtype("float64")}, "bfloat16": {jnp.dtype("float32")}}[dtype]
+    for tree in (before, after):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree["batch_stats"])} == expected
+
+
+def test_auxiliary_logits_appear_only_where_asked_for():
+    model = create_model("googlenet", aux_logits=True, num_classes=3)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=True), images)
+    assert set(variables) == {"params", "batch_stats"}
+
+    def collections(train, mutable):
+        rngs = {"dropout": jax.random.key(0)}
+        return jax.eval_shape(
+            lambda v, x: model.apply(v, x, train=train, mutable=mutable, rngs=rngs)[1], variables, images
+        )
+
+    assert set(collections(True, ["batch_stats"])) == {"batch_stats"}
+    assert "aux_logits" not in collections(False, ["aux_logits"])
+    sown = collections(True, ["batch_stats", "aux_logits"])["aux_logits"]
+    assert [leaf.shape for leaf in jax.tree.leaves(sown)] == [(2, 3), (2, 3)]

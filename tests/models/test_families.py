@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcnn import create_model
+from flaxcnn import UserError, create_model
 from flaxcnn.models.anynet import REGNETS, AnyNet, Stage, regnet_stages
 from flaxcnn.models.googlenet import Inception
 from flaxcnn.models.layers import ConvNorm
@@ -146,7 +146,7 @@ def test_the_rule_generates_the_published_regnets_in_both_roundings(key):
     stages = regnet_stages(*REGNETS[key])
     assert tuple(stage.depth for stage in stages) == depths
     assert tuple(stage.width for stage in stages) == widths
-    assert [stage.group_width for stage in stages] == [min(REGNETS[key][-1], stage.group_width) for stage in stages]
+    assert [stage.group_width for stage in stages] == [min(REGNETS[key][-1], stage.width) for stage in stages]
     assert all(stage.width % stage.group_width == 0 for stage in stages)
     paper = regnet_stages(*REGNETS[key], rounding="paper")
     assert tuple(stage.width for stage in paper) == PAPER_WIDTHS.get(key, widths)
@@ -158,9 +158,19 @@ def test_the_first_stage_of_x_8gf_has_groups_no_wider_than_itself():
 
 
 def test_a_bottleneck_ratio_shapes_the_inner_width():
-    stages = regnet_stages(16, 48, 27.89, 2.09, 8, bottleneck_ratio=0.5)
-    assert all(isinstance(stage, Stage) and stage.bottleneck_ratio == 0.5 for stage in stages)
-    assert all(round(stage.width * 0.5) % stage.group_width == 0 for stage in stages)
+    for ratio, group_width in ((0.5, 8), (4.0, 10)):
+        for rounding in ("torchvision", "paper"):
+            stages = regnet_stages(16, 48, 27.89, 2.09, group_width, bottleneck_ratio=ratio, rounding=rounding)
+            assert all(isinstance(stage, Stage) and stage.bottleneck_ratio == ratio for stage in stages)
+            assert all(round(stage.width * ratio) % stage.group_width == 0 for stage in stages)
+            create_model("anynet", stages=stages)
+
+
+def test_what_the_rule_cannot_do_is_refused():
+    with pytest.raises(UserError, match="rounding of RegNet is torchvision or paper, got 'pycls'"):
+        regnet_stages(16, 48, 27.89, 2.09, 8, rounding="pycls")
+    with pytest.raises(UserError, match="multiplier of RegNet must be above 1"):
+        regnet_stages(16, 48, 27.89, 1, 8)
 
 
 def test_zero_padded_shortcuts_subsample_and_append_zeros():

@@ -88,3 +88,10 @@ def test_bfloat16_stays_bfloat16_and_near_the_exact_value():
     rounded = normalise(exact)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_allclose(rounded.astype(jnp.float32), normalise(exact.astype(jnp.float32)), rtol=0.03)
+
+
+def test_half_precision_does_not_overflow():
+    x = jnp.full((1, 1, 1, 8), 300, jnp.float16)
+    out = local_response_norm(x)
+    assert out.dtype == jnp.float16
+    np.testing.assert_allclose(out.astype(jnp.float32), local_response_norm(x.astype(jnp.float32)), rtol=1e-3)

@@ -83,7 +83,19 @@ def test_a_file_with_its_own_classes_keeps_them(tmp_path):
     model, variables = load_pretrained("resnet18", path, param_dtype="bfloat16")
     assert model.num_classes == 12
     assert variables["params"]["head"]["kernel"].shape == (512, 12)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["batch_stats"])} == {jnp.dtype("float32")}
+
+
+def test_a_file_with_one_channel_keeps_it_unless_told_otherwise(tmp_path):
+    path = tmp_path / "grey.safetensors"
+    safetensors.numpy.save_file(state_dict("resnet18", channels=1), path)
+    kernels = [
+        load_pretrained("resnet18", path, channels=channels)[1]["params"]["stem"]["conv"]["kernel"]
+        for channels in (None, 1, 3)
+    ]
+    assert [kernel.shape[2] for kernel in kernels] == [1, 1, 3]
+    np.testing.assert_allclose(kernels[2], np.repeat(kernels[0], 3, axis=2) / 3, rtol=1e-6)
 
 
 def test_googlenet_maps_imagenets_normalisation_and_drops_auxiliary_heads(tmp_path):
@@ -96,6 +108,13 @@ def test_googlenet_maps_imagenets_normalisation_and_drops_auxiliary_heads(tmp_pa
     plain = create_model("googlenet")
     expected = logits(plain, variables, 2 * pixels - 1)
     np.testing.assert_allclose(logits(model, variables, normalised), expected, rtol=1e-3, atol=1e-4)
+
+    for fields in ({"aux_logits": False}, {"aux_logits": True, "num_classes": 0}, {"channels": 1}):
+        model, variables = load_pretrained("googlenet", path, **fields)
+        grey = jax.ShapeDtypeStruct((1, 32, 32, fields.get("channels", 3)), jnp.float32)
+        expected = jax.eval_shape(lambda x, m=model: m.init(jax.random.key(0), x, train=False), grey)
+        assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
+        assert model.transform_input == ("channels" not in fields)
 
     model, variables = load_pretrained("googlenet", path, aux_logits=True, num_classes=5)
     assert model.aux_logits
@@ -126,5 +145,9 @@ def test_mistakes_are_one_line(file, tmp_path):
         load_pretrained("resnet18", "IMAGENET1K_V3")
     with pytest.raises(UserError, match="do not fit resnet34: missing: "):
         load_pretrained("resnet34", file)
+    with pytest.raises(UserError, match="channels must be 1 or more, got 0"):
+        load_pretrained("resnet18", file, channels=0)
+    with pytest.raises(UserError, match="torchvision's network has no layer like norm"):
+        load_pretrained("resnet18", file, block="preactivation")
     with pytest.raises(UserError, match="resnet18 has no field 'dropout'"):
         load_pretrained("resnet18", file, dropout=0.5)
