@@ -72,27 +72,15 @@ class AlexNet(layers.Network):
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the maps conv1, pool1, pool2, pool5 and the logits."""
-        norm, maps, x = self.bound_norm(train), {}, images
-        for index in range(5):
-            number = index + 1
-            x = self.conv_norm(train, norm=None)(
-                self.widths[index],
-                self.kernel_sizes[index],
-                stride=4 if number == 1 else 1,
-                padding=self.conv1_padding if number == 1 else None,
-                groups=self.groups[index],
-                activation=nn.relu if self.relu_after[index] else None,
-                scheme=self._scheme(bias=1.0 if number in (2, 4, 5) else 0.0),
-                name=f"conv{number}",
-            )(x)
-            if norm is not None:
-                x = norm(name=f"norm{number}")(x)
-            if number == 1:
-                maps["conv1"] = x
-            if number in (1, 2) and self.local_response_norm:
-                x = local_response_norm(x)
-            if number in (1, 2, 5):
-                x = maps[f"pool{number}"] = max_pool(x, 3, 2)
+        maps = {}
+        maps["conv1"] = self._convolve(1, images, train, stride=4, padding=self.conv1_padding)
+        maps["pool1"] = max_pool(self._normalise(maps["conv1"]), 3, 2)
+        x = self._convolve(2, maps["pool1"], train)
+        maps["pool2"] = max_pool(self._normalise(x), 3, 2)
+        x = self._convolve(3, maps["pool2"], train)
+        x = self._convolve(4, x, train)
+        x = self._convolve(5, x, train)
+        x = maps["pool5"] = max_pool(x, 3, 2)
         if self.pooled_size:
             x = adaptive_average_pool(x, (self.pooled_size, self.pooled_size))
         x = layers.flatten(x)
@@ -103,6 +91,24 @@ class AlexNet(layers.Network):
             if self.dropout_after:
                 x = layers.dropout(x, self.dropout_rate, train)
         return maps, self.classify(x, self._scheme(bias=0.0))
+
+    def _convolve(self, number: int, x: Array, train: bool, **geometry: int) -> Array:
+        """Applies the convolution of a number from 1 to 5, its ReLU and its norm."""
+        index = number - 1
+        x = self.conv_norm(train, norm=None)(
+            self.widths[index],
+            self.kernel_sizes[index],
+            groups=self.groups[index],
+            activation=nn.relu if self.relu_after[index] else None,
+            scheme=self._scheme(bias=1.0 if number in (2, 4, 5) else 0.0),
+            name=f"conv{number}",
+            **geometry,
+        )(x)
+        norm = self.bound_norm(train)
+        return x if norm is None else norm(name=f"norm{number}")(x)
+
+    def _normalise(self, x: Array) -> Array:
+        return local_response_norm(x) if self.local_response_norm else x
 
     def _scheme(self, bias: float) -> initializers.Scheme:
         return initializers.gaussian(0.01, bias) if self.paper_initialization else initializers.TORCH

@@ -70,6 +70,10 @@ def caffe(shape):
     return uniform(math.sqrt(3 / fan_in(shape))), constant(0.2)
 
 
+def caffe_head(shape):
+    return caffe(shape)[0], constant(0)
+
+
 def without_bias(scheme):
     return lambda shape: (scheme(shape)[0], None)
 
@@ -170,7 +174,13 @@ CASES = {
     "googlenet_paper": (
         {"aux_logits": True},
         31,
-        {"conv[12]/conv": caffe, "inception3a/branch3/conv": caffe, "aux1/*": caffe, "head": caffe},
+        {
+            "*head": caffe_head,
+            "conv[12]/conv": caffe,
+            "inception3a/branch3/conv": caffe,
+            "aux1/conv/conv": caffe,
+            "aux1/fc": caffe,
+        },
     ),
     "resnet18": (RESNET, 32, {**TORCH_HEAD, **HE_AND_NORMS}),
     "resnext50_32x4d": ({**RESNET, "groups": 4, "width_per_group": 32}, 32, {**TORCH_HEAD, **HE_AND_NORMS}),

@@ -42,7 +42,10 @@ def test_every_model_names_itself_and_its_minimum_where_images_are_smaller(name)
         (lambda: create_model("lenet5", dtype="float31"), "'float31' is not a floating dtype"),
         (lambda: create_model("lenet5", param_dtype="int32"), "'int32' is not a floating dtype"),
         (lambda: create_model("lenet5", norm=3), "lenet5 has no norm 3; write one of batch_norm"),
-        (lambda: create_model("lenet5", num_classes="ten"), "num_classes of lenet5 takes a whole number, got 'ten'"),
+        (
+            lambda: create_model("lenet5", num_classes="ten"),
+            "num_classes of lenet5 takes a whole number, got 'ten'",
+        ),
         (lambda: create_model("lenet5", num_classes=-1), "must be 0 .* or more, got -1"),
         (lambda: create_model("lenet5", num_classes=True), "takes a whole number, got True"),
     ],
