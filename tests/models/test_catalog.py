@@ -173,5 +173,5 @@ def test_what_is_known_of_a_network_with_published_weights():
 
 def test_what_is_known_of_a_network_without():
     info = model_info("resnet20")
-    assert info.accuracy == "8.75 % error on CIFAR-10"
+    assert info.accuracy == "8.75 % error on CIFAR-10 with crops and flips"
     assert (info.weights, info.mean, info.std, info.class_names) == ((), None, None, None)

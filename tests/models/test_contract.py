@@ -22,7 +22,6 @@ QUICK = [
     ("vgg11_bn", {"blocks": [[1, 8], [2, 16]], "hidden": 64}),
     ("vgg11", {"blocks": [[1, 8], [2, 16]], "hidden": 64, "norm": "group_norm"}),
     ("nin_cifar", {}),
-    ("googlenet_paper", {}),
     ("resnet20", {}),
     ("resnet30", {"depths": [1, 2], "widths": [8, 16]}),
     ("wrn_40_4", {"depths": [2, 2], "widths": [16, 32], "dropout_rate": 0.3}),

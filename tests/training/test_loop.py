@@ -176,7 +176,7 @@ def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch):
     [
         lambda carry: float(carry.interval["loss"]),
         lambda carry: int(carry.state.step),
-        lambda carry: np.asarray(carry.state.params["conv1"]["bias"]),
+        lambda carry: np.asarray(carry.state.params["conv1"]["conv"]["bias"]),
         lambda carry: jax.device_get(carry.epoch),
         lambda carry: carry.state.step.block_until_ready(),
     ],
@@ -189,7 +189,7 @@ def test_the_measurement_shows_a_wait_where_there_is_one(config, tmp_path, monke
 
 
 def test_divergence_in_the_last_step_is_not_saved(config, tmp_path, console):
-    config.duration, config.optimizer.learning_rate = "1 steps", 1e38
+    config.duration, config.optimizer.learning_rate = "1 steps", 1e39  # infinite in float32
     with pytest.raises(UserError, match="training diverged by step 1"):
         loop.fit(config, tmp_path / "run", console=console)
     assert not (tmp_path / "run" / "results.json").exists()
