@@ -80,8 +80,11 @@ def test_values_and_gradients_at_the_least_size(name, fields, channels, num_clas
     check_forward_and_backward(name, channels, num_classes, dtype, **fields)
 
 
-# What is left out differs in nothing but the number of equal blocks, and takes minutes each.
-DEEPER = {"regnet_y_128gf", "regnet_y_32gf", "densenet201", "densenet161", "densenet_bc_190_40", "resnet152"}
+# What is left out differs from what is left in nothing but the number and width of equal blocks.
+DEEPER = {"vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn", "resnet34", "resnet101", "resnet152"}
+DEEPER |= {"resnet32", "resnet44", "resnet56", "resnet110", "wide_resnet101_2", "resnext101_64x4d"}
+DEEPER |= {"resnext101_32x8d", "densenet161", "densenet169", "densenet201", "densenet_bc_190_40"}
+DEEPER |= set(list_models("regnet_*")) - {"regnet_x_400mf", "regnet_x_8gf", "regnet_y_400mf", "regnet_y_8gf"}
 
 
 @pytest.mark.slow
@@ -92,7 +95,7 @@ DEEPER = {"regnet_y_128gf", "regnet_y_32gf", "densenet201", "densenet161", "dens
         for name, case in zip(sorted(set(list_models()) - DEEPER), itertools.cycle(CASES), strict=False)
     ],
 )
-def test_values_and_gradients_of_every_network(name, channels, num_classes, dtype):
+def test_values_and_gradients_of_every_kind_of_network(name, channels, num_classes, dtype):
     check_forward_and_backward(name, channels, num_classes, dtype)
 
 
