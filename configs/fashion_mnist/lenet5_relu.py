@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/lenet5_relu.py
 
-Test accuracy 0.9105, the mean of seeds 0, 1 and 2 (0.9140, 0.9096, 0.9078), in about 3.5 minutes on 2 CPU cores.
+Test accuracy 0.9110, the mean of seeds 0, 1 and 2 (0.9091, 0.9115, 0.9125), in about 4 minutes on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict
