@@ -16,8 +16,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
-from flaxcnn.models.resnet import Bottleneck
-from flaxcnn.ops.pooling import max_pool
+from flaxcnn.models.residual import Bottleneck
 
 
 class Stage(NamedTuple):
@@ -82,7 +81,7 @@ class AnyNet(layers.Network):
         if self.stem == "simple":
             x = conv(self.stem_features, 3, stride=2, name="stem")(images)
         else:
-            x = max_pool(conv(self.stem_features, 7, stride=2, name="stem")(images), 3, 2, padding=1)
+            x = layers.imagenet_stem(conv, self.stem_features, images)
         maps = {"stem": x}
         for number, stage in enumerate((Stage(*values) for values in self.stages), start=1):
             width = round(stage.width * stage.bottleneck_ratio)

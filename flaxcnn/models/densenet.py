@@ -14,7 +14,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
-from flaxcnn.ops.pooling import average_pool, max_pool
+from flaxcnn.ops.pooling import average_pool
 
 
 class NormConv(nn.Module):
@@ -113,7 +113,7 @@ class DenseNet(layers.Network):
             dropout=functools.partial(layers.dropout, rate=self.dropout_rate, train=train),
         )
         if self.stem == "imagenet":
-            x = max_pool(conv(self.stem_features, 7, stride=2, name="stem")(images), 3, 2, padding=1)
+            x = layers.imagenet_stem(conv, self.stem_features, images)
         else:
             x = conv(self.stem_features, 3, norm=None, activation=None, name="stem")(images)
         maps = {"stem": x}

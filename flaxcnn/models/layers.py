@@ -212,6 +212,11 @@ class Network(nn.Module):
             raise UserError(f"{name} takes images of at least {least}x{least} pixels, got {height}x{width}")
 
 
+def imagenet_stem(conv: Layer, features: int, images: Array) -> Array:
+    """Applies the 7x7/2 convolution and 3x3/2 max pooling of ResNet and DenseNet, which divide the size by 4."""
+    return max_pool(conv(features, 7, stride=2, name="stem")(images), 3, 2, padding=1)
+
+
 def dropout(x: Array, rate: float, train: bool) -> Array:
     """Drops values with a probability in training, from the `dropout` RNG."""
     return nn.Dropout(rate, deterministic=not train)(x)

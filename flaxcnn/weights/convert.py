@@ -1,6 +1,7 @@
 """Weights between torchvision's state dicts and our variables, in plain NumPy, value for value."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -66,12 +67,16 @@ class _Entry:
         return self.shape[::-1]
 
 
+def init_variables(model: Network, channels: int, key: jax.Array) -> Variables:
+    """Returns a network's variables at their start; none of those that torch has depends on the images' size."""
+    size = max(model.minimum_size, 32)
+    return model.init(key, jnp.zeros((1, size, size, channels)), train=False)
+
+
 def _entries(model: Network, channels: int) -> dict[str, _Entry]:
     """Returns every array of a network by torch's name."""
     names = torch_names(model)
-    size = max(model.minimum_size, 32)
-    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    variables = jax.eval_shape(functools.partial(init_variables, model, channels), jax.random.key(0))
     entries = {}
     for path, leaf in flax.traverse_util.flatten_dict(variables).items():
         layer = "/".join(path[1:-1])
@@ -114,18 +119,9 @@ def from_torch(name: str, state_dict: Mapping[str, Any], *, channels: int = 3, *
     if name == "googlenet" and any(key.startswith("aux") for key in state_dict):
         fields = {**fields, "aux_logits": True}
     entries = _entries(_create(name, fields), channels)
-    arrays = {key: np.asarray(value) for key, value in state_dict.items() if not key.endswith(_COUNTER)}
     counters = {f"{key.removesuffix('running_var')}{_COUNTER}" for key in entries if key.endswith("running_var")}
-    _refuse_mismatch(
-        name,
-        missing=[key for key in entries if key not in arrays],
-        unexpected=[key for key in state_dict if key not in entries and key not in counters],
-        misshaped={
-            key: (arrays[key].shape, entry.torch_shape)
-            for key, entry in entries.items()
-            if key in arrays and arrays[key].shape != entry.torch_shape
-        },
-    )
+    arrays = {key: np.asarray(value) for key, value in state_dict.items() if key not in counters}
+    _refuse_mismatch(name, arrays, {key: entry.torch_shape for key, entry in entries.items()})
     # Copies, because a state dict shares its memory with the torch module that trains on.
     flat = {entry.path: np.array(entry.from_torch(arrays[key]), order="C") for key, entry in entries.items()}
     return flax.traverse_util.unflatten_dict(flat)
@@ -157,16 +153,10 @@ def to_torch(name: str, variables: Mapping[str, Any], **fields: Any) -> StateDic
         fields = {"aux_logits": True, **fields}
     first = flat.get(("params", *torch_names(model).first.split("/"), "kernel"))
     entries = _entries(_create(name, fields), 3 if first is None or first.ndim != 4 else first.shape[2])
-    paths = {entry.path: entry for entry in entries.values()}
     _refuse_mismatch(
         name,
-        missing=["/".join(path) for path in paths if path not in flat],
-        unexpected=["/".join(path) for path in flat if path not in paths],
-        misshaped={
-            "/".join(path): (flat[path].shape, entry.shape)
-            for path, entry in paths.items()
-            if path in flat and flat[path].shape != entry.shape
-        },
+        {"/".join(path): value for path, value in flat.items()},
+        {"/".join(entry.path): entry.shape for entry in entries.values()},
     )
     state_dict = {}
     for key, entry in entries.items():
@@ -181,13 +171,23 @@ def _modern_key(key: str) -> str:
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
 
 
-def _refuse_mismatch(name: str, *, missing: list, unexpected: list, misshaped: dict) -> None:
+def _refuse_mismatch(name: str, arrays: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `UserError` unless the arrays are those wanted, by key and shape."""
+
     def listed(keys: list[str]) -> str:
         rest = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
         return ", ".join(keys[:_LISTED]) + rest
 
-    shapes = [f"{key} {list(found)} instead of {list(wanted)}" for key, (found, wanted) in misshaped.items()]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshaped": shapes}
+    misshaped = [
+        f"{key} {list(arrays[key].shape)} instead of {list(shape)}"
+        for key, shape in wanted.items()
+        if key in arrays and arrays[key].shape != shape
+    ]
+    kinds = {
+        "missing": [key for key in wanted if key not in arrays],
+        "unexpected": [key for key in arrays if key not in wanted],
+        "misshaped": misshaped,
+    }
     faults = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
     if faults:
         hint = " (num_classes and channels say so where they are not 1000 and 3)" if misshaped else ""

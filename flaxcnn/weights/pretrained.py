@@ -12,7 +12,7 @@ from flaxcnn.errors import UserError, nearest
 from flaxcnn.models import create_model, model_info
 from flaxcnn.models.layers import Network
 from flaxcnn.models.published import default_weights
-from flaxcnn.weights.convert import Variables, from_torch
+from flaxcnn.weights.convert import Variables, from_torch, init_variables
 from flaxcnn.weights.download import fetch
 from flaxcnn.weights.files import read_state_dict
 from flaxcnn.weights.torch_names import torch_names
@@ -104,11 +104,9 @@ def _fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 def _complete(model: Network, flat: dict[tuple[str, ...], Any], channels: int, key: jax.Array) -> Variables:
     """Returns the variables of a network in their own dtypes: those given, and the start of those that are not."""
-    size = max(model.minimum_size, 32)
 
     def init(key):
-        images = jnp.zeros((1, size, size, channels))
-        return flax.traverse_util.flatten_dict(model.init(key, images, train=False))
+        return flax.traverse_util.flatten_dict(init_variables(model, channels, key))
 
     wanted = jax.eval_shape(init, key)
     missing = [path for path in wanted if path not in flat]

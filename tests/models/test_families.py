@@ -9,7 +9,7 @@ from flaxcnn import UserError, create_model
 from flaxcnn.models.anynet import REGNETS, AnyNet, Stage, regnet_stages
 from flaxcnn.models.googlenet import Inception
 from flaxcnn.models.layers import ConvNorm
-from flaxcnn.models.resnet import PreActivationBlock, connect
+from flaxcnn.models.residual import PreActivationBlock, connect
 from tests.variables import random_images, random_variables
 
 
