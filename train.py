@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from flaxcnn import UserError, flags
-from flaxcnn.training import loop
+from flaxcnn.training import distributed, loop
 
 DEFAULT = Path(__file__).parent / "configs" / "digits_lenet5.py"
 
@@ -16,15 +16,17 @@ DEFAULT = Path(__file__).parent / "configs" / "digits_lenet5.py"
 def main(argv: list[str]) -> int:
     """Runs what the command line asks for; returns the exit code."""
     try:
-        config, workdir = flags.parse(argv, DEFAULT)
-        loop.fit(config, workdir)
+        command = flags.parse(argv, DEFAULT)
+        distributed.initialize(command.coordinator, command.num_processes, command.process_id)
+        loop.fit(command.config, command.workdir)
     except (UserError, OSError) as error:  # OSError: a folder that may not be entered, a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except loop.Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
+        if distributed.is_primary():
+            print(interrupted, file=sys.stderr)
         return interrupted.exit_code
     return 0
 

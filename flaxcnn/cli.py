@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for verb in (evaluate, predict):
         verb.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
+        verb.add_argument("--averaged", action="store_true", help="use the averaged parameters")
     return parser
 
 
@@ -112,7 +113,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     from flaxcnn.training import inference, report
 
-    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint)
+    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
     config = experiment.config
     config.evaluation.batch_size = arguments.batch_size or config.evaluation.batch_size
     config.data.data_dir = arguments.data_dir or config.data.data_dir
@@ -128,7 +129,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     from flaxcnn.training import inference
 
-    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint)
+    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
     probabilities = inference.predict(experiment, state, inference.read_images(experiment, arguments.images))
     for path, shares in zip(arguments.images, probabilities, strict=True):
         print(path)

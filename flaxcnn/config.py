@@ -67,6 +67,7 @@ class OptimizerConfig:
         "weights", "weights leaves out biases and normalisation", choices=("weights", "all")
     )
     clip_norm: float | None = _option(None, "longest gradient, by global norm, before weight decay", minimum=0.0)
+    ema_decay: float = _option(0.0, "share of the averaged parameters kept a step; 0 keeps no average", minimum=0.0)
 
 
 @dataclasses.dataclass
@@ -82,6 +83,23 @@ class ScheduleConfig:
     factor: float = _option(0.1, "multi_step: multiplies the rate at each milestone", minimum=0.0)
     final_factor: float = _option(0.0, "cosine, polynomial: factor at the end", minimum=0.0)
     power: float = _option(1.0, "polynomial: exponent", minimum=0.0)
+
+
+@dataclasses.dataclass
+class ParallelConfig:
+    """How a step is spread over devices, and on each of them over time."""
+
+    strategy: str = _option(
+        "auto",
+        "jit uses one device; auto is jit on one and shard_map on several",
+        choices=("auto", "jit", "shard_map", "pmap"),
+    )
+    batch_norm: str = _option(
+        "synchronized", "over the batch of all devices, or of each its own", choices=("synchronized", "local")
+    )
+    micro_batches: int | None = _option(
+        1, "parts a device takes its share in, one after another; unset finds how many fit", minimum=1
+    )
 
 
 @dataclasses.dataclass
@@ -105,6 +123,7 @@ class LoggingConfig:
     """What is recorded along the way."""
 
     every: str = _option("100 steps", "duration between training records, and at each end of epoch")
+    profile: tuple[int, ...] = _option((), "first and last step of a profiler trace, such as (10, 20)")
 
 
 @dataclasses.dataclass
@@ -119,6 +138,7 @@ class TrainConfig:
     data: DataConfig = _option(DataConfig, "which images")
     optimizer: OptimizerConfig = _option(OptimizerConfig, "how parameters move")
     schedule: ScheduleConfig = _option(ScheduleConfig, "how the learning rate changes")
+    parallel: ParallelConfig = _option(ParallelConfig, "how a step is spread over devices")
     evaluation: EvaluationConfig = _option(EvaluationConfig, "when the test split is evaluated")
     checkpoint: CheckpointConfig = _option(CheckpointConfig, "when checkpoints are written")
     logging: LoggingConfig = _option(LoggingConfig, "what is recorded")
@@ -169,8 +189,12 @@ def validate(config: TrainConfig) -> None:
         raise UserError(f"label_smoothing is {config.label_smoothing}; it must be 0 or more and below 1")
     if config.seed >= 2**63:
         raise UserError(f"seed is {config.seed}; it must be below 2**63")
-    if not config.optimizer.momentum < 1:
-        raise UserError(f"optimizer.momentum is {config.optimizer.momentum}; it must be below 1")
+    for path in ("optimizer.momentum", "optimizer.ema_decay"):
+        if not get_leaf(config, path) < 1:
+            raise UserError(f"{path} is {get_leaf(config, path)}; it must be below 1")
+    profile = config.logging.profile
+    if profile and not (len(profile) == 2 and 1 <= profile[0] <= profile[1]):
+        raise UserError(f"logging.profile is {profile}; write the first and the last step, such as (10, 20), or ()")
     if 0.0 in config.data.std:
         raise UserError("data.std holds a 0, by which pixels cannot be divided")
     if config.schedule.name == "multi_step" and not config.schedule.milestones:

@@ -1,5 +1,6 @@
 """The command line of a training script: `--config=FILE`, an override for every leaf of it, and `--workdir`."""
 
+import dataclasses
 import importlib.util
 import re
 import types
@@ -11,12 +12,32 @@ from ml_collections import config_flags
 from flaxcnn.config import TrainConfig, get_leaf, leaf_meaning, leaf_paths, leaf_type, type_name
 from flaxcnn.errors import UserError, nearest
 
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What a command line asks for.
+
+    Attributes:
+      config: of the run.
+      workdir: folder of the run.
+      coordinator: how this process finds the others, see `flaxcnn.training.distributed.initialize`.
+      num_processes: of the run, where the coordinator is an address.
+      process_id: of this process, where the coordinator is an address.
+    """
+
+    config: TrainConfig
+    workdir: Path
+    coordinator: str
+    num_processes: int | None
+    process_id: int | None
+
+
 _OPTIONS = "model.options."
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
 
 
-def parse(argv: list[str], default: Path) -> tuple[TrainConfig, Path]:
-    """Returns the configuration and the work directory that a command line asks for.
+def parse(argv: list[str], default: Path) -> Command:
+    """Returns what a command line asks for.
 
     Args:
       argv: the command line, the program first.
@@ -43,7 +64,10 @@ def parse(argv: list[str], default: Path) -> tuple[TrainConfig, Path]:
             parse_fn=load_config,
             accept_new_attributes=True,
         )
-        flags.DEFINE_string("workdir", f"runs/{_run_name(path)}", "folder of the run", flag_values=values)
+        flags.DEFINE_string("workdir", f"runs/{_run_name(path)}", "", flag_values=values)
+        flags.DEFINE_string("coordinator", "auto", "", flag_values=values)
+        flags.DEFINE_integer("num_processes", None, "", flag_values=values)
+        flags.DEFINE_integer("process_id", None, "", flag_values=values)
         rest = values(argv)
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(_explain(str(error), argv, config)) from None
@@ -54,7 +78,13 @@ def parse(argv: list[str], default: Path) -> tuple[TrainConfig, Path]:
     for leaf in unset:
         section, _, field = leaf.rpartition(".")
         setattr(get_leaf(values.config, section) if section else values.config, field, None)
-    return values.config, Path(values.workdir).expanduser()
+    return Command(
+        config=values.config,
+        workdir=Path(values.workdir).expanduser(),
+        coordinator=values.coordinator,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
+    )
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -132,8 +162,16 @@ def _run_name(path: Path) -> str:
 
 
 def _usage(program: str, path: Path, config: TrainConfig) -> str:
-    lines = [f"usage: python {program} [--config=FILE] [--config.KEY=VALUE ...] [--workdir=FOLDER]", ""]
-    lines += [f"keys, their values in {path}, and their meaning:"]
+    lines = [
+        f"usage: python {program} [--config=FILE] [--config.KEY=VALUE ...] [--workdir=FOLDER]",
+        "",
+        "  --workdir=FOLDER    of the run, which the same command continues",
+        "  --coordinator=auto  joins the processes that SLURM, Open MPI or a TPU pod has started; cluster joins",
+        "                      whatever JAX detects; none runs alone; HOST:PORT, where process 0 listens, takes",
+        "                      --num_processes=COUNT and --process_id=INDEX",
+        "",
+        f"keys, their values in {path}, and their meaning:",
+    ]
     for leaf in leaf_paths(config):
         value = get_leaf(config, leaf)
         shown = value.to_dict() if leaf == _OPTIONS[:-1] else value

@@ -1,4 +1,4 @@
-"""What the tests share: `digits` prepared once, and tests in double precision."""
+"""What the tests share: `digits` prepared once, eight devices, and tests in double precision."""
 
 import os
 import shutil
@@ -14,7 +14,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import jax
 import pytest
 
-from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+
+jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,4 +51,5 @@ def config(data_dir):
         model=model,
         data=DataConfig(name="digits", data_dir=str(data_dir), image_size=12, crop_padding=1),
         optimizer=OptimizerConfig(learning_rate=0.05, weight_decay=1e-4),
+        parallel=ParallelConfig(strategy="jit"),
     )

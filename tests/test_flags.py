@@ -10,7 +10,8 @@ DEFAULT = ROOT / "configs" / "digits_lenet5.py"
 
 
 def run(*arguments, default=DEFAULT):
-    return parse(["train.py", *arguments], default)
+    command = parse(["train.py", *arguments], default)
+    return command.config, command.workdir
 
 
 def test_leaves_are_overridden_and_keep_their_types():

@@ -8,25 +8,19 @@ from flaxcnn.config import DataConfig
 Array = jax.Array
 
 
-def random_flip(key: Array, images: Array) -> Array:
-    """Mirrors each of (B, H, W, C) images left to right with probability 1/2."""
-    flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
-    return jnp.where(flip, images[:, :, ::-1], images)
+def random_flip(key: Array, image: Array) -> Array:
+    """Mirrors an image (H, W, C) left to right with probability 1/2."""
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
-def random_crop(key: Array, images: Array, padding: int) -> Array:
-    """Pads each of (B, H, W, C) images by black pixels all round and cuts H x W out at a uniformly random place.
+def random_crop(key: Array, image: Array, padding: int) -> Array:
+    """Pads an image (H, W, C) by black pixels all round and cuts H x W out at a uniformly random place.
 
     He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2, with padding 4 on CIFAR.
     """
-    batch, height, width, channels = images.shape
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
-
-    def crop(image, corner):
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
-
-    return jax.vmap(crop)(padded, corners)
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
 
 
 def resize(images: Array, size: int, method: str) -> Array:
@@ -52,21 +46,26 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dt
     return (images.astype(dtype) / 255 - mean) / std
 
 
-def preprocess(config: DataConfig, images: Array, *, dtype, key: Array | None = None) -> Array:
-    """Turns uint8 images into the network's input: augmented if a key is given, resized, normalised.
+def preprocess(config: DataConfig, images: Array, *, dtype, keys: Array | None = None) -> Array:
+    """Turns uint8 images into the network's input: augmented if keys are given, resized, normalised.
 
     Args:
       config: what to do.
       images: (B, H, W, C) uint8.
       dtype: of the network's computation; the result is float32, or float64 if that is.
-      key: random key of the augmentation; None leaves it out, as evaluation does.
+      keys: (B,), the random key of each image's augmentation; None leaves it out, as evaluation does.
     """
-    if key is not None:
+
+    def augment(key, image):
         crop_key, flip_key = jax.random.split(key)
         if config.crop_padding:
-            images = random_crop(crop_key, images, config.crop_padding)
+            image = random_crop(crop_key, image, config.crop_padding)
         if config.flip:
-            images = random_flip(flip_key, images)
+            image = random_flip(flip_key, image)
+        return image
+
+    if keys is not None:
+        images = jax.vmap(augment)(keys, images)
     if config.image_size is not None:
         images = resize(images, config.image_size, config.resize)
     return normalize(images, config.mean, config.std, dtype)

@@ -39,19 +39,26 @@ def training_batch(
       process_index: which share.
       process_count: number of shares; it must divide `batch_size`.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch size {batch_size} is not divisible by {process_count} processes")
-    share = batch_size // process_count
+    share = _share(batch_size, process_count)
     start = step * batch_size + process_index * share
     return epoch_order(seed, epoch, num_examples)[start : start + share]
 
 
-def evaluation_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (example numbers, mask) in order, all of length `batch_size`, int32 and float32.
+def evaluation_batches(
+    num_examples: int, batch_size: int, *, process_index: int = 0, process_count: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields one process's share of (example numbers, mask) in order, all of one length, int32 and float32.
 
-    The mask is 0 where the last batch is filled up, with example 0.
+    The mask is 0 where the last batch is filled up, with example 0. The arguments are those of `training_batch`.
     """
-    for start in range(0, num_examples, batch_size):
-        positions = np.arange(start, start + batch_size)
+    share = _share(batch_size, process_count)
+    for start in range(process_index * share, process_index * share + num_examples, batch_size):
+        positions = np.arange(start, start + share)
         mask = positions < num_examples
         yield np.where(mask, positions, 0).astype(np.int32), mask.astype(np.float32)
+
+
+def _share(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} is not divisible by {process_count} processes")
+    return batch_size // process_count

@@ -17,15 +17,16 @@ def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title
     """Draws loss and accuracy by epoch, training and test, as PNG.
 
     Args:
-      records: of `metrics.jsonl`, kinds "epoch" and "test".
+      records: of `metrics.jsonl`, kinds "epoch", "test" and "averaged".
       path: of the picture.
       title: above it.
     """
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for kind, label in (("epoch", "training"), ("test", "test")):
+        for kind, label in (("epoch", "training"), ("test", "test"), ("averaged", "test, averaged")):
             points = [(record["epoch"], record[name]) for record in records if record["kind"] == kind]
+            points = [point for point in points if point[1] is not None]
             if points:
                 axis.plot(
                     *zip(*points, strict=True),

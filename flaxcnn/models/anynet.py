@@ -49,6 +49,8 @@ class AnyNet(layers.Network):
       squeeze_ratio: channels inside squeeze-excitation as a share of a block's input channels; 0 for none.
       use_bias: whether convolutions have biases beside the norm.
       norm: constructor of the norms, or None.
+      remat: whether each block is computed again in the backward pass instead of being kept: less memory (but not
+        on CPUs, where XLA undoes it), about a third more work; changes no value.
     """
 
     stages: tuple[tuple[float, ...], ...] = (Stage(4, 32, 16), Stage(6, 80, 16))
@@ -58,6 +60,7 @@ class AnyNet(layers.Network):
     use_bias: bool = False
     norm: layers.Norm | None = layers.BatchNorm
     bn_axis_name: str | None = None
+    remat: bool = False
 
     def check_fields(self) -> None:
         """Three to five numbers a stage, and groups that fill the 3x3 convolutions."""
@@ -86,7 +89,7 @@ class AnyNet(layers.Network):
         for number, stage in enumerate((Stage(*values) for values in self.stages), start=1):
             width = round(stage.width * stage.bottleneck_ratio)
             for index in range(1, stage.depth + 1):
-                x = Bottleneck(
+                block = Bottleneck(
                     stage.width,
                     width,
                     conv,
@@ -94,7 +97,8 @@ class AnyNet(layers.Network):
                     groups=width // stage.group_width,
                     squeezed=round(self.squeeze_ratio * x.shape[-1]),
                     name=f"stage{number}_block{index}",
-                )(x)
+                )
+                x = self.run_block(block, x)
             maps[f"stage{number}"] = x
         return maps, self.classify(layers.global_average_pool(x), initializers.gaussian(0.01))
 

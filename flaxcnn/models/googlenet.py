@@ -115,6 +115,8 @@ class GoogLeNet(layers.Network):
       norm: constructor of the norm after each convolution, or None.
       dropout_rate: before the classifier.
       aux_dropout_rate: between the dense layers of a side classifier.
+      remat: whether each Inception module is computed again in the backward pass instead of being kept: less memory
+        (but not on CPUs, where XLA undoes it), about a third more work; changes no value.
     """
 
     paper: bool = False
@@ -124,6 +126,7 @@ class GoogLeNet(layers.Network):
     bn_axis_name: str | None = None
     dropout_rate: float = 0.2
     aux_dropout_rate: float = 0.7
+    remat: bool = False
 
     @property
     def minimum_size(self) -> int:
@@ -153,7 +156,8 @@ class GoogLeNet(layers.Network):
                 x = maps["pool3"] = max_pool(x, 3, 2, ceil_mode=True)
             if name == "inception5a":
                 x = maps["pool4"] = max_pool(x, 3 if self.paper else 2, 2, ceil_mode=True)
-            x = maps[name] = Inception(*channels, 5 if self.paper else 3, conv, name=name)(x)
+            block = Inception(*channels, 5 if self.paper else 3, conv, name=name)
+            x = maps[name] = self.run_block(block, x)
 
         if self.aux_logits and self.num_classes and (train or self.is_initializing()):
             pool = _pool_5x5 if self.paper else functools.partial(adaptive_average_pool, output_size=(4, 4))

@@ -121,7 +121,7 @@ class Network(nn.Module):
     """The base of every network: one `forward`, seen as logits by `__call__` and as stage maps by `features`.
 
     A family defines `forward`, and calls its classifier `head`. What a network has of the further common fields
-    (`dropout_rate`, `norm`, `bn_axis_name`) it declares itself.
+    (`dropout_rate`, `norm`, `bn_axis_name`, `remat`) it declares itself.
 
     Attributes:
       num_classes: length of the logits; 0 for the features that would enter the classifier.
@@ -172,6 +172,19 @@ class Network(nn.Module):
         self._check(images)
         # JAX would sort the keys of a plain dict on its way out of a compiled function.
         return OrderedDict(self.forward(images, train)[0])
+
+    def run_block(self, block: nn.Module, inputs: Any, call: Callable[..., Array] | None = None) -> Array:
+        """Returns `block(inputs)`, of which with `remat` only the inputs and the result stay for the backward pass.
+
+        Args:
+          block: a module made within `forward`, or the network itself, whose submodules `call` then makes.
+          inputs: an array or a tree of them.
+          call: what to run, as `call(block, inputs)`; by default the block's `__call__`.
+        """
+        call = call or type(block).__call__
+        # Lifted as a method of the bound module, and not as a class of its own that wraps the block's: names,
+        # keys and the calls that interceptors see are then the same either way.
+        return nn.remat(call)(block, inputs) if self.remat else call(block, inputs)
 
     def bound_norm(self, train: bool) -> Layer | None:
         """Returns the constructor of this network's norm for training or inference, or None."""

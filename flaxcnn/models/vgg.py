@@ -6,6 +6,8 @@ of any size fit, and the weights start from torchvision's distributions instead 
 The `_bn` forms are torchvision's, whose convolutions keep their biases beside BatchNorm.
 """
 
+import functools
+
 import flax.linen as nn
 
 from flaxcnn.errors import UserError
@@ -24,6 +26,8 @@ class VGG(layers.Network):
       pooled_size: height and width to which the last map is pooled adaptively.
       hidden: width of fc6 and fc7.
       dropout_rate: after fc6 and fc7.
+      remat: whether each block is computed again in the backward pass instead of being kept: less memory (but not
+        on CPUs, where XLA undoes it), about a third more work; changes no value.
     """
 
     blocks: tuple[tuple[int, ...], ...] = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
@@ -32,6 +36,7 @@ class VGG(layers.Network):
     pooled_size: int = 7
     hidden: int = 4096
     dropout_rate: float = 0.5
+    remat: bool = False
 
     @property
     def minimum_size(self) -> int:
@@ -49,16 +54,22 @@ class VGG(layers.Network):
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
         """Returns the maps after each pooling, stage1 and so on, and the logits."""
         conv, maps, x = self.conv_norm(train, use_bias=True), {}, images
-        for block, (convolutions, channels) in enumerate(self.blocks, start=1):
-            for index in range(1, convolutions + 1):
-                x = conv(channels, name=f"stage{block}_conv{index}")(x)
-            x = maps[f"stage{block}"] = max_pool(x, 2, 2)
+        for number in range(1, len(self.blocks) + 1):
+            block = functools.partial(VGG._block, number=number, conv=conv)
+            x = maps[f"stage{number}"] = self.run_block(self, x, block)
         x = layers.flatten(adaptive_average_pool(x, (self.pooled_size, self.pooled_size)))
         scheme = initializers.gaussian(0.01)
         for name in ("fc6", "fc7"):
             x = nn.relu(self.dense(self.hidden, scheme, name=name)(x))
             x = layers.dropout(x, self.dropout_rate, train)
         return maps, self.classify(x, scheme)
+
+    def _block(self, x: Array, number: int, conv: layers.Layer) -> Array:
+        """Applies a block; a method and no module, because its convolutions are the network's own by name."""
+        convolutions, channels = self.blocks[number - 1]
+        for index in range(1, convolutions + 1):
+            x = conv(channels, name=f"stage{number}_conv{index}")(x)
+        return max_pool(x, 2, 2)
 
 
 # Convolutions a block; the channels are 64, 128, 256, 512, 512 in all.

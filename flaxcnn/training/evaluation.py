@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxcnn.data.sampler import evaluation_batches
 from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.state import TrainState
 from flaxcnn.training.step import make_eval_step
 
@@ -55,22 +56,25 @@ def gather(data: Data, indices: Array, mask: Array) -> Data:
     return {"image": data["image"][indices], "label": data["label"][indices], "mask": mask}
 
 
-def make_evaluator(experiment: Experiment) -> Callable[[TrainState, Data], Evaluation]:
-    """Returns `evaluate(state, data) -> Evaluation`, compiled once for each batch size."""
+def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[TrainState, Data], Evaluation]:
+    """Returns `evaluate(state, data) -> Evaluation`, of arrays that the strategy has put on its devices."""
     eval_step = make_eval_step(experiment.model, experiment.preprocess)
 
-    @jax.jit
-    def evaluate_batch(state: TrainState, data: Data, indices: Array, mask: Array) -> Any:
-        return eval_step(state, gather(data, indices, mask))
+    def evaluate_batch(state: TrainState, data: Data, indices: Array, mask: Array, axis_name: str | None) -> Any:
+        return eval_step(state, gather(data, indices, mask), axis_name=axis_name)
 
     add = jax.jit(lambda totals, metrics: jax.tree.map(jnp.add, totals, metrics))
+    programs: dict[int, jax.stages.Compiled] = {}
 
     def evaluate(state: TrainState, data: Data) -> Evaluation:
         num_examples = len(data["label"])
         totals = None
-        batch_size = min(experiment.config.evaluation.batch_size, num_examples)
-        for indices, mask in evaluation_batches(num_examples, batch_size):
-            metrics = evaluate_batch(state, data, indices, mask)
+        share = -(-min(experiment.config.evaluation.batch_size, num_examples) // strategy.num_devices)
+        for indices, mask in evaluation_batches(num_examples, share * strategy.num_devices, **strategy.process):
+            arguments = (state, data, strategy.split(indices), strategy.split(mask))
+            if num_examples not in programs:
+                programs[num_examples] = strategy.compile(evaluate_batch, arguments, split=(2, 3))
+            metrics = programs[num_examples](*arguments)
             totals = metrics if totals is None else add(totals, metrics)
         totals = jax.device_get(totals)
         if totals["count"] != num_examples:

@@ -27,7 +27,7 @@ class Experiment:
       class_names: of the data set, in the order of the labels.
       image_shape: (height, width, channels) of the stored images.
       input_shape: (height, width, channels) that the network is fed.
-      preprocess: `preprocess(images, key=None)`, from uint8 to the network's input.
+      preprocess: `preprocess(images, keys=None)`, from uint8 to the network's input.
     """
 
     config: TrainConfig
@@ -52,7 +52,14 @@ class Experiment:
 
     def create_state(self, optimizer: optax.GradientTransformation) -> TrainState:
         """Returns the state before the first step."""
-        return create_state(self.model, optimizer, seed=self.config.seed, input_shape=self.input_shape)
+        return create_state(
+            self.model,
+            optimizer,
+            seed=self.config.seed,
+            input_shape=self.input_shape,
+            ema=self.config.optimizer.ema_decay > 0,
+            loss_scale=self.config.model.dtype == "float16",
+        )
 
 
 def check_config(config: TrainConfig) -> None:
@@ -119,7 +126,7 @@ def _build(config: TrainConfig, num_classes: int) -> nn.Module:
     if taken := {"num_classes", "dtype"} & set(options):
         raise UserError(f"model.options.{min(taken)} is written model.{min(taken)}")
     if "bn_axis_name" in options:
-        raise UserError("model.options.bn_axis_name names a device axis, and this run has none; leave it out")
+        raise UserError("model.options.bn_axis_name is set by parallel.batch_norm; leave it out")
     try:
         return create_model(config.model.name, num_classes=num_classes, dtype=config.model.dtype, **options)
     except UserError as error:

@@ -12,23 +12,29 @@ from flaxcnn.errors import UserError, nearest
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.evaluation import Evaluation, make_evaluator
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.loop import load_split, to_device
+from flaxcnn.training.loop import load_split, to_devices
+from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.state import Carry, TrainState
 from flaxcnn.training.workdir import has_checkpoints, open_experiment
 
 
-def load_trained(workdir: str | Path, checkpoint: str = "latest") -> tuple[Experiment, TrainState]:
-    """Returns the experiment and the state that a work directory holds.
+def load_trained(
+    workdir: str | Path, checkpoint: str = "latest", *, averaged: bool = False
+) -> tuple[Experiment, TrainState]:
+    """Returns the experiment and the state that a work directory holds, on one device.
 
     Args:
       workdir: folder of a run.
       checkpoint: "latest", "best" (highest test accuracy), or a step.
+      averaged: whether the averaged parameters take the place of the live ones.
 
     Raises:
-      UserError: no run, or no such checkpoint.
+      UserError: no run, no such checkpoint, or no averages in it.
     """
     workdir = Path(workdir)
     experiment = open_experiment(workdir)
+    if averaged and not experiment.config.optimizer.ema_decay:
+        raise UserError(f"{workdir} holds no averaged parameters; train with --config.optimizer.ema_decay=0.999")
     if not has_checkpoints(workdir):
         raise UserError(f"{workdir} holds no checkpoint yet; train with --workdir={workdir}")
     with Checkpoints(workdir) as checkpoints:
@@ -39,11 +45,13 @@ def load_trained(workdir: str | Path, checkpoint: str = "latest") -> tuple[Exper
             raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; write latest, best or one of {steps}")
         # Only shapes are needed of what will be restored, so nothing is initialised.
         like = jax.eval_shape(lambda: Carry.start(experiment.create_state(experiment.optimizer())))
-        return experiment, checkpoints.restore(step, like).state
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        state = checkpoints.restore(step, jax.tree.map(lambda leaf: leaf.update(sharding=sharding), like)).state
+        return experiment, state.averaged() if averaged else state
 
 
 def evaluate(experiment: Experiment, state: TrainState, split: str | None = None) -> Evaluation:
-    """Evaluates a state on a split of its data set, exactly; None for the test split.
+    """Evaluates a state on a split of its data set, exactly, on all devices; None for the test split.
 
     Raises:
       UserError: the data set is not there, or has changed.
@@ -51,7 +59,9 @@ def evaluate(experiment: Experiment, state: TrainState, split: str | None = None
     dataset = load_split(experiment.config, split or experiment.config.data.test_split)
     if dataset.class_names != experiment.class_names or dataset.images.shape[1:] != experiment.image_shape:
         raise UserError(f"data set {dataset.name} has other classes or sizes than the one that was trained on")
-    return make_evaluator(experiment)(state, to_device(dataset))
+    strategy = Strategy()
+    state = jax.device_put(state, strategy.replicated)
+    return make_evaluator(experiment, strategy)(state, to_devices(dataset, strategy))
 
 
 def predict(experiment: Experiment, state: TrainState, images: np.ndarray) -> np.ndarray:

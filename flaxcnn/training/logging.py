@@ -17,8 +17,9 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends records to `metrics.jsonl` and to TensorBoard event files.
 
-    A record is a flat dict with `kind` ("interval", "epoch" or "test"), `step` and `epoch`. When a run continues
-    from step S, records of later steps are dropped first, so that the file ends up as if nothing had happened.
+    A record is a flat dict with `kind` ("interval", "epoch", "test" or "averaged"), `step` and `epoch`. When a run
+    continues from step S, records of later steps are dropped first, so that the file ends up as if nothing had
+    happened.
     """
 
     def __init__(self, workdir: Path, *, start_step: int):
@@ -32,7 +33,9 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one record."""
-        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n")
+        # JSON knows no NaN.
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **known}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
@@ -67,12 +70,12 @@ def say(console: rich.console.Console, line: str) -> None:
 class Recorder:
     """Records a run and shows it: a moving bar on a terminal, and one line an epoch in any case.
 
-    A context; it takes the bar away and closes the files at the end.
+    A context; it takes the bar away and closes the files at the end. Without a work directory nothing is written.
     """
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: Path | None,
         console: rich.console.Console,
         *,
         start: int,
@@ -80,11 +83,10 @@ class Recorder:
         per_epoch: int,
         batch_size: int,
     ):
-        self._console, self._log = console, MetricsLog(workdir, start_step=start)
+        self._console, self._log = console, workdir and MetricsLog(workdir, start_step=start)
         self._total, self._per_epoch, self._batch_size = total, per_epoch, batch_size
         self._steps_per_second = 0.0
         self._clock: tuple[int, float] | None = None
-        self._compiled = False
         columns = (
             rich.progress.TextColumn("epoch {task.fields[epoch]}"),
             rich.progress.BarColumn(bar_width=None),
@@ -93,9 +95,7 @@ class Recorder:
         self._bar = rich.progress.Progress(
             *columns, console=console, transient=True, expand=True, disable=not console.is_terminal
         )
-        self._task = self._bar.add_task(
-            "", total=total, completed=start, epoch=self._epoch(start + 1), numbers="compiling"
-        )
+        self._task = self._bar.add_task("", total=total, completed=start, epoch=self._epoch(start + 1), numbers="")
 
     def __enter__(self) -> "Recorder":
         self._bar.start()
@@ -103,13 +103,13 @@ class Recorder:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
-        self._log.close()
+        if self._log:
+            self._log.close()
 
     def tick(self, step: int) -> None:
-        """Notes that a step is about to be taken; the first one compiles, and is not timed."""
-        if self._clock is None and self._compiled:
+        """Notes that a step is about to be taken."""
+        if self._clock is None:
             self._clock = step - 1, time.perf_counter()
-        self._compiled = True
 
     def interval(self, step: int, means: dict[str, float], learning_rate: float) -> None:
         """Records the training since the last such record."""
@@ -118,25 +118,31 @@ class Recorder:
             self._steps_per_second = since / max(seconds, 1e-9)
             self._clock = None
         rate = {"learning_rate": learning_rate, "images_per_second": self._images_per_second}
-        self._log.write("interval", step, step / self._per_epoch, {**means, **rate})
+        self._write("interval", step, {**means, **rate})
         numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}  {self._speed(step)}"
         self._bar.update(self._task, completed=step, epoch=self._epoch(step), numbers=numbers)
 
-    def test(self, step: int, scalars: dict[str, float]) -> None:
-        """Records an evaluation."""
+    def test(self, kind: str, step: int, scalars: dict[str, float]) -> None:
+        """Records an evaluation of the live ("test") or the averaged parameters ("averaged")."""
         self._clock = None
-        self._log.write("test", step, step / self._per_epoch, scalars)
+        self._write(kind, step, scalars)
 
-    def epoch(self, step: int, means: dict[str, float], test_accuracy: float | None) -> None:
-        """Records an epoch, and prints its line."""
-        self._log.write("epoch", step, step / self._per_epoch, means)
-        tested = "" if test_accuracy is None else f"  test accuracy {test_accuracy:.4f}"
-        numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}{tested}"
+    def epoch(self, step: int, means: dict[str, float], accuracies: dict[str, float]) -> None:
+        """Records an epoch, and prints its line, with the accuracies of the evaluations at its end by kind."""
+        self._write("epoch", step, means)
+        tested = "".join(f"  {kind} accuracy {accuracy:.4f}" for kind, accuracy in accuracies.items())
+        skipped = f"  {means['skipped']} steps skipped" if means["skipped"] else ""
+        numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}{tested}{skipped}"
         say(self._console, f"epoch {self._epoch(step)}  {numbers}  {self._speed(step)}")
 
     def flush(self) -> None:
         """Puts all records on disk, before a checkpoint after which they would not be made again."""
-        self._log.flush()
+        if self._log:
+            self._log.flush()
+
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if self._log:
+            self._log.write(kind, step, step / self._per_epoch, values)
 
     @property
     def _images_per_second(self) -> float:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +18,26 @@ from flaxcnn.config import TrainConfig, to_steps
 from flaxcnn.data import datasets
 from flaxcnn.data.sampler import training_batch
 from flaxcnn.errors import UserError
+from flaxcnn.training import memory
 from flaxcnn.training import workdir as workdir_lib
 from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training.compilation import keep_compiled_programs
+from flaxcnn.training.distributed import is_primary, together
 from flaxcnn.training.evaluation import Data, Evaluation, gather, make_evaluator
 from flaxcnn.training.experiment import Experiment, check_config, make_experiment
 from flaxcnn.training.interrupt import Interrupt
 from flaxcnn.training.logging import Recorder, say
+from flaxcnn.training.parallel import Strategy
+from flaxcnn.training.profile import Profile
 from flaxcnn.training.report import print_evaluation, write_results
-from flaxcnn.training.state import Carry, zero_metrics
+from flaxcnn.training.state import Carry, TrainState, zero_metrics
 from flaxcnn.training.step import make_train_step
+
+# After so many steps in a row whose gradients are not finite, training has diverged. From its start, the loss scale
+# of float16 reaches 1 after 15.
+HOPELESS_STEPS = 20
+
+Evaluations = dict[str, Evaluation]
 
 
 class Interrupted(Exception):
@@ -38,6 +51,8 @@ class Interrupted(Exception):
 def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Console | None = None) -> Evaluation:
     """Trains what a configuration describes, continuing where the work directory left off, and evaluates it.
 
+    Of several processes (see `flaxcnn.training.distributed`) each calls it alike, and the first prints and records.
+
     Args:
       config: of the run.
       workdir: folder of the run, made if missing; see `flaxcnn.training.workdir` for what it holds.
@@ -47,18 +62,23 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
       The evaluation of the final parameters on the test split.
 
     Raises:
-      UserError: the configuration cannot work, the data is not there, or the folder holds another experiment, and
-        nothing has been written; or training diverged, and the checkpoints are from before.
+      UserError: the configuration cannot work, the data is not there, memory is too small, or the folder holds
+        another experiment or is in use, and nothing has been written; or training diverged, or the disk is full,
+        and the checkpoints are from before.
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     console = console or rich.console.Console()
+    if not is_primary():
+        console = rich.console.Console(quiet=True)
     workdir = Path(workdir)
-    check_config(config)
-    changes = workdir_lib.check_usable(workdir, config)
-    train, test = load_split(config, config.data.train_split), load_split(config, config.data.test_split)
-    experiment = make_experiment(config, train.class_names, train.images.shape[1:])
-    plan = Plan(config, len(train))
-    workdir_lib.create(workdir, experiment)
+    keep_compiled_programs()
+    with together():
+        check_config(config)
+        changes = workdir_lib.check_usable(workdir, config)
+        train, test = load_split(config, config.data.train_split), load_split(config, config.data.test_split)
+        experiment = make_experiment(config, train.class_names, train.images.shape[1:])
+        strategy = Strategy(config.parallel.strategy)
+        plan = Plan(config, len(train), strategy)
     say(
         console,
         f"{config.model.name} on {config.data.name}: {len(train):,} training and {len(test):,} test images, "
@@ -67,40 +87,84 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
     for change in changes:
         say(console, f"changed since the checkpoint: {change}")
 
-    evaluate = make_evaluator(experiment)
-    train, test = to_device(train), to_device(test)
-    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
-        carry, evaluation = _train(experiment, plan, evaluate, train, test, workdir, checkpoints, console)
-    if evaluation is None:
-        evaluation = evaluate(carry.state, test)
-    step = int(carry.state.step)
-    write_results(workdir, experiment, evaluation, step=step)
-    print_evaluation(
-        console, experiment, evaluation, split=config.data.test_split, checkpoint=f"after step {step:,}"
-    )
+    train, test = to_devices(train, strategy), to_devices(test, strategy)
+    optimizer = experiment.optimizer(plan.per_epoch)
+    carry = strategy.create(lambda: Carry.start(experiment.create_state(optimizer)))
+    with together(), console.status("compiling"):
+        train_batch, execution = make_train_batch(experiment, optimizer, strategy, plan, carry, train)
+    say(console, describe(execution))
+    evaluate_state = make_evaluator(experiment, strategy)
+
+    def evaluate(state: TrainState) -> Evaluations:
+        averaged = {} if state.ema is None else {"averaged": evaluate_state(state.averaged(), test)}
+        return {"test": evaluate_state(state, test)} | averaged
+
+    with (
+        workdir_lib.opened(workdir, experiment, execution),
+        Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
+    ):
+        restored = checkpoints.restore_newest(carry, functools.partial(say, console))
+        carry = carry if restored is None else restored
+
+        def take_step(carry: Carry, step: int) -> Carry:
+            return train_batch(carry, train, strategy.split(plan.indices(step)))
+
+        schedule = experiment.schedule(plan.per_epoch)
+        carry, evaluations = _train(plan, schedule, take_step, evaluate, carry, workdir, checkpoints, console)
+        evaluations = evaluations or evaluate(carry.state)
+        checkpoints.finish()
+        if is_primary():
+            step = int(carry.state.step)
+            write_results(workdir, experiment, evaluations, step=step)
+            for kind, evaluation in evaluations.items():
+                what = "averaged parameters " if kind == "averaged" else ""
+                print_evaluation(
+                    console,
+                    experiment,
+                    evaluation,
+                    split=config.data.test_split,
+                    checkpoint=f"{what}after step {step:,}",
+                )
     say(console, f"results in {workdir}")
-    return evaluation
+    return evaluations["test"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is due when, in steps counted from 1.
+    """What is due when, in steps counted from 1, and which examples a step of this process sees.
 
     Raises:
-      UserError: an epoch has no whole batch.
+      UserError: an epoch has no whole batch, or the devices cannot share one evenly.
     """
 
     config: TrainConfig
     num_examples: int
+    strategy: Strategy
 
     def __post_init__(self):
+        batch_size, devices = self.config.batch_size, self.strategy.num_devices
         if not self.per_epoch:
             raise UserError(
-                f"batch_size is {self.config.batch_size}; split {self.config.data.train_split!r} of "
+                f"batch_size is {batch_size}; split {self.config.data.train_split!r} of "
                 f"{self.config.data.name} has only {self.num_examples} examples"
             )
         if self.total >= 2**31:
             raise UserError(f"duration is {self.config.duration!r}, {self.total:,} steps; it must be below 2**31")
+        if batch_size % devices:
+            less = batch_size // devices * devices
+            sizes = " or ".join(str(size) for size in (less, less + devices) if size)
+            raise UserError(f"batch_size is {batch_size}, which {devices} devices cannot share; write {sizes}")
+        parts = self.config.parallel.micro_batches or 1
+        if self.share % parts:
+            raise UserError(
+                f"parallel.micro_batches is {parts}, into which the {self.share} images of a device cannot be cut; "
+                f"write a divisor of {self.share}"
+            )
+
+    @property
+    def share(self) -> int:
+        """Examples a step on each device."""
+        return self.config.batch_size // self.strategy.num_devices
 
     @property
     def per_epoch(self) -> int:
@@ -129,116 +193,194 @@ class Plan:
         return self._due(step, self.config.checkpoint.every)
 
     def indices(self, step: int) -> np.ndarray:
-        """Returns the numbers of the examples that the step sees."""
+        """Returns the numbers of the examples that the step sees in this process."""
         epoch, step_of_epoch = divmod(step - 1, self.per_epoch)
         sizes = {"batch_size": self.config.batch_size, "num_examples": self.num_examples}
-        return training_batch(self.config.seed, epoch, step_of_epoch, **sizes)
+        return training_batch(self.config.seed, epoch, step_of_epoch, **sizes, **self.strategy.process)
 
     def _due(self, step: int, every: str) -> bool:
         return step % max(to_steps(every, self.per_epoch), 1) == 0 or step == self.total
 
 
 def _train(
-    experiment: Experiment,
     plan: Plan,
-    evaluate: Callable[..., Evaluation],
-    train: Data,
-    test: Data,
+    schedule: optax.Schedule,
+    take_step: Callable[[Carry, int], Carry],
+    evaluate: Callable[[TrainState], Evaluations],
+    carry: Carry,
     workdir: Path,
     checkpoints: Checkpoints,
     console: rich.console.Console,
-) -> tuple[Carry, Evaluation | None]:
-    """Runs from the newest checkpoint, or the beginning, to the end; nothing in a step waits for the device."""
-    schedule, optimizer = experiment.schedule(plan.per_epoch), experiment.optimizer(plan.per_epoch)
-    train_batch = make_train_batch(experiment, optimizer)
-    carry = Carry.start(experiment.create_state(optimizer))
-    if checkpoints.latest_step is not None:
-        carry = checkpoints.restore(checkpoints.latest_step, carry)
-    step, evaluation = int(carry.state.step), None
+) -> tuple[Carry, Evaluations]:
+    """Runs from a state to the end; nothing in a step waits for the device.
+
+    Returns the last state, and its evaluations, or none if no step was left to take.
+    """
+    step, evaluations = int(carry.state.step), {}
     if step >= plan.total:
         say(console, f"{workdir} is complete; a longer --config.duration or another --workdir trains on")
     elif step:
         say(console, f"continuing {workdir} after step {step:,} of {plan.total:,}")
 
     sizes = {"total": plan.total, "per_epoch": plan.per_epoch, "batch_size": plan.config.batch_size}
-    with Recorder(workdir, console, start=step, **sizes) as recorder, Interrupt() as interrupt:
+    with (
+        Recorder(workdir if is_primary() else None, console, start=step, **sizes) as recorder,
+        Interrupt() as interrupt,
+        Profile(workdir, plan.config.logging.profile if is_primary() else ()) as profile,
+    ):
         while step < plan.total:
             step += 1
+            profile.before(step, carry)
             recorder.tick(step)
-            carry, evaluation = train_batch(carry, train, plan.indices(step)), None
-            if plan.logs(step) or plan.evaluates(step) or plan.saves(step) or interrupt.received:
-                _check_finite(carry, step)
+            carry, evaluations = take_step(carry, step), {}
+            if profile.after(step, carry):
+                say(console, f"profile of steps {plan.config.logging.profile} in {workdir / 'profile'}")
+            signal = interrupt.after(step)
+            if plan.logs(step) or plan.evaluates(step) or plan.saves(step) or signal:
+                skipped = _check_health(carry, step)
             if plan.logs(step):
-                recorder.interval(step, _means(carry.interval), float(schedule(step - 1)))
-                carry = carry.replace(interval=zero_metrics())
+                rate = float(schedule(max(int(optax.tree.get(carry.state.opt_state, "count")) - 1, 0)))
+                recorder.interval(step, _means(carry.interval), rate)
+                carry = carry.replace(interval=plan.strategy.replicate(zero_metrics()))
             if plan.evaluates(step):
-                evaluation = evaluate(carry.state, test)
-                recorder.test(step, evaluation.scalars)
+                evaluations = evaluate(carry.state)
+                for kind, evaluation in evaluations.items():
+                    recorder.test(kind, step, evaluation.scalars)
             if plan.ends_epoch(step):
-                recorder.epoch(step, _means(carry.epoch), evaluation and evaluation.accuracy)
-                carry = carry.replace(epoch=zero_metrics())
-            if plan.saves(step) or interrupt.received:
+                recorder.epoch(step, _means(carry.epoch), {kind: e.accuracy for kind, e in evaluations.items()})
+                carry = carry.replace(epoch=plan.strategy.replicate(zero_metrics()))
+            # While gradients are not finite nothing new is worth saving, and what is there must not be pushed out.
+            if (plan.saves(step) and not skipped) or signal or step == plan.total:
                 recorder.flush()
-                checkpoints.save(step, carry, evaluation and evaluation.accuracy)
-            if interrupt.received and step < plan.total:
+                checkpoints.save(step, carry, evaluations["test"].accuracy if evaluations else None)
+            if signal and step < plan.total:
+                checkpoints.finish()
                 message = f"stopped and saved after step {step:,} of {plan.total:,}; the same command continues"
-                raise Interrupted(message, 128 + interrupt.received)
-    return carry, evaluation
+                raise Interrupted(message, 128 + signal)
+    return carry, evaluations
 
 
 def make_train_batch(
-    experiment: Experiment, optimizer: optax.GradientTransformation
-) -> Callable[[Carry, Data, np.ndarray], Carry]:
-    """Returns the compiled step of the loop: gathers a batch, takes the step, and adds up the metrics."""
-    train_step = make_train_step(
-        experiment.model, optimizer, experiment.preprocess, label_smoothing=experiment.config.label_smoothing
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    strategy: Strategy,
+    plan: Plan,
+    carry: Carry,
+    data: Data,
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+    """Compiles the step of the loop: it gathers a batch, takes the step, and adds up the metrics.
+
+    Returns:
+      The program, `(carry, data, indices) -> carry`, which uses its carry up; and how it runs: strategy, devices,
+      micro-batches, memory, seconds it took to compile.
+
+    Raises:
+      UserError: it does not fit into memory.
+    """
+    config, model = experiment.config, experiment.model
+    if config.parallel.batch_norm == "synchronized":
+        model = strategy.synchronized(model)
+
+    def compile_step(micro_batches: int) -> jax.stages.Compiled:
+        train_step = make_train_step(
+            model,
+            optimizer,
+            experiment.preprocess,
+            label_smoothing=config.label_smoothing,
+            micro_batches=micro_batches,
+            ema_decay=config.optimizer.ema_decay,
+        )
+
+        def train_batch(carry: Carry, data: Data, indices: jax.Array, axis_name: str | None) -> Carry:
+            batch = gather(data, indices, jnp.ones(indices.shape, jnp.float32))
+            state, metrics = train_step(carry.state, batch, axis_name=axis_name)
+            add = functools.partial(jax.tree.map, jnp.add)
+            return Carry(
+                state,
+                interval=add(carry.interval, metrics),
+                epoch=add(carry.epoch, metrics),
+                skipped_in_a_row=(carry.skipped_in_a_row + metrics["skipped"]) * metrics["skipped"],
+            )
+
+        arguments = (carry, data, strategy.split(plan.indices(1)))
+        return strategy.compile(train_batch, arguments, split=(2,), donate=(0,))
+
+    start = time.perf_counter()
+    limit = memory.device_bytes(strategy.device)
+    wanted = config.parallel.micro_batches
+    program, micro_batches = memory.find_program(compile_step, wanted=wanted, share=plan.share, limit=limit)
+    return program, {
+        "strategy": strategy.name,
+        "devices": strategy.num_devices,
+        "device_kind": strategy.device.device_kind,
+        "processes": jax.process_count(),
+        "images_per_device": plan.share,
+        "micro_batches": micro_batches,
+        "batch_norm": config.parallel.batch_norm,
+        "step_bytes": memory.program_bytes(program),
+        "device_bytes": limit,
+        "compile_seconds": time.perf_counter() - start,
+    }
+
+
+def describe(execution: Mapping[str, Any]) -> str:
+    """Returns a line on how a step runs."""
+    devices, parts = execution["devices"], execution["micro_batches"]
+    each = f", {execution['images_per_device']} images each" if devices > 1 else ""
+    each += f" in {parts} micro-batches" if parts > 1 else ""
+    processes = f" of {execution['processes']} processes" if execution["processes"] > 1 else ""
+    needed, there_is = memory.as_text(execution["step_bytes"]), memory.as_text(execution["device_bytes"])
+    return (
+        f"{execution['strategy']} on {devices} {execution['device_kind']} device{'s'[: devices > 1]}{processes}"
+        f"{each}; compiled in {execution['compile_seconds']:.1f} s; a step takes {needed} of a device's {there_is}"
     )
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_batch(carry: Carry, data: Data, indices: jax.Array) -> Carry:
-        batch = gather(data, indices, jnp.ones(indices.shape, jnp.float32))
-        state, metrics = train_step(carry.state, batch)
-        add = functools.partial(jax.tree.map, jnp.add)
-        return Carry(state, interval=add(carry.interval, metrics), epoch=add(carry.epoch, metrics))
-
-    return train_batch
 
 
 def load_split(config: TrainConfig, split: str) -> datasets.ImageDataset:
-    """Reads a split of the configured data set, if it takes at most a quarter of the memory."""
-    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Reads a split of the configured data set, if it takes at most a quarter of a device's memory."""
     return datasets.load(
         config.data.name,
         split,
         data_dir=config.data.data_dir,
         image_size=config.data.image_size,
-        limit_bytes=memory // 4,
+        limit_bytes=memory.device_bytes(jax.local_devices()[0]) // 4,
     )
 
 
-def to_device(dataset: datasets.ImageDataset) -> Data:
-    """Puts a split on the device as it is: image uint8, label int32."""
-    return jax.device_put({"image": dataset.images, "label": dataset.labels}, jax.devices()[0])
+def to_devices(dataset: datasets.ImageDataset, strategy: Strategy) -> Data:
+    """Puts a split on every device as it is: image uint8, label int32."""
+    return strategy.replicate({"image": dataset.images, "label": dataset.labels})
 
 
-def _means(sums: dict[str, jax.Array]) -> dict[str, float]:
-    """Fetches sums of metrics and returns their means."""
-    sums = jax.device_get(sums)
-    count = max(int(sums["count"]), 1)
-    return {"loss": float(sums["loss"]) / count, "accuracy": int(sums["correct"]) / count}
+def _means(sums: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Fetches sums of metrics and returns their means, which of no examples are not numbers."""
+    sums = jax.device_get(dict(sums))
+    count = int(sums["count"])
+    means = {name: float(sums[key]) / count if count else math.nan for name, key in _MEANS.items()}
+    return means | {"skipped": int(sums["skipped"])}
+
+
+_MEANS = {"loss": "loss", "accuracy": "correct"}
 
 
 @jax.jit
-def _is_finite(carry: Carry) -> jax.Array:
-    sums = [jnp.sum(leaf) for leaf in jax.tree.leaves((carry.state.params, carry.epoch["loss"]))]
-    return jnp.isfinite(jnp.stack([jnp.asarray(total, jnp.float32) for total in sums])).all()
+def _health(carry: Carry) -> tuple[jax.Array, jax.Array]:
+    leaves = jax.tree.leaves((carry.state.params, carry.state.ema, carry.epoch["loss"]))
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    return finite, carry.skipped_in_a_row
 
 
-def _check_finite(carry: Carry, step: int) -> None:
-    """Raises `UserError` if training has diverged, before that is evaluated or saved."""
-    if not _is_finite(carry):
-        raise UserError(
-            f"training diverged by step {step:,}: the loss or a parameter is not finite; lower "
-            f"optimizer.learning_rate or lengthen schedule.warmup, and start in a new --workdir"
-        )
+def _check_health(carry: Carry, step: int) -> int:
+    """Returns how many steps in a row have been skipped.
+
+    Raises:
+      UserError: training has diverged; it comes before that is evaluated or saved.
+    """
+    finite, skipped = jax.device_get(_health(carry))
+    if finite and skipped < HOPELESS_STEPS:
+        return int(skipped)
+    what = "the loss or a parameter is" if not finite else f"the gradients of the last {skipped} steps were"
+    raise UserError(
+        f"training diverged by step {step:,}: {what} not finite; lower optimizer.learning_rate or lengthen "
+        f"schedule.warmup, and start in a new --workdir"
+    )

@@ -1,5 +1,6 @@
 """The end of a run: the numbers on the screen, results.json, and the pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,25 @@ def print_evaluation(
             say(console, line)
 
 
-def write_results(workdir: Path, experiment: Experiment, evaluation: Evaluation, *, step: int) -> None:
-    """Writes `results.json`, `learning_curves.png` and `confusion_matrix.png`."""
+def write_results(
+    workdir: Path, experiment: Experiment, evaluations: Mapping[str, Evaluation], *, step: int
+) -> None:
+    """Writes `results.json`, `learning_curves.png` and `confusion_matrix.png`.
+
+    Args:
+      workdir: where to.
+      experiment: that was run.
+      evaluations: "test", and "averaged" if there are averaged parameters.
+      step: after which they were made.
+    """
     from flaxcnn.inspect import plots  # brings in matplotlib, which training can do without until here
 
     config = experiment.config
     title = f"{config.model.name} on {config.data.name}"
+    evaluation = evaluations["test"]
     results: dict[str, Any] = {"step": step, config.data.test_split: evaluation.scalars}
+    if averaged := evaluations.get("averaged"):
+        results["averaged"] = averaged.scalars
     records = read_metrics(workdir)
     if tested := [record for record in records if record["kind"] == "test"]:
         results["best"] = max(tested, key=lambda record: (record["accuracy"], record["step"]))

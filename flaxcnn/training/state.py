@@ -13,16 +13,44 @@ Array = jax.Array
 
 
 @flax.struct.dataclass
+class LossScale:
+    """The factor on the loss in float16, whose gradients would vanish below 6e-8 and overflow above 65,504.
+
+    Micikevicius et al., "Mixed Precision Training", 2018, section 3.2; doubled and halved as there.
+
+    Attributes:
+      scale: () float32, the factor.
+      good_steps: () int32, steps in a row with finite gradients since the factor changed.
+    """
+
+    scale: Array
+    good_steps: Array
+
+    @classmethod
+    def start(cls) -> "LossScale":
+        """Returns the scale of the first step: high, because each overflow costs one step only."""
+        return cls(scale=jnp.asarray(2.0**15, jnp.float32), good_steps=jnp.zeros((), jnp.int32))
+
+    def adjust(self, finite: Array, *, growth_interval: int = 2000) -> "LossScale":
+        """Returns the next scale: half of it, never below 1, after gradients that were not finite; twice after
+        `growth_interval` steps in a row that were."""
+        good_steps = jnp.where(finite, self.good_steps + 1, 0)
+        grows = good_steps >= growth_interval
+        scale = jnp.where(finite, jnp.where(grows, self.scale * 2, self.scale), jnp.maximum(self.scale / 2, 1))
+        return LossScale(scale=scale, good_steps=jnp.where(grows, 0, good_steps))
+
+
+@flax.struct.dataclass
 class TrainState:
     """The state of a run, a pytree of arrays; the model and the optimizer are arguments of the step instead.
 
     Attributes:
-      step: () int32, steps taken.
+      step: () int32, steps taken, those that were skipped included.
       params: trainable parameters.
       batch_stats: running statistics of BatchNorm; an empty dict without it.
       opt_state: of optax.
-      ema: averaged parameters and statistics, or None.
-      loss_scale: of float16 training, or None.
+      ema: {"params", "batch_stats"}, their exponential moving averages, or None.
+      loss_scale: a `LossScale` in float16 training, or None.
       rng: key from which each step derives its own.
     """
 
@@ -31,13 +59,17 @@ class TrainState:
     batch_stats: Any
     opt_state: optax.OptState
     ema: Any
-    loss_scale: Any
+    loss_scale: LossScale | None
     rng: Array
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def averaged(self) -> "TrainState":
+        """Returns the state with the averaged parameters and statistics in the place of the live ones."""
+        return self.replace(**self.ema)
 
 
 @flax.struct.dataclass
@@ -48,26 +80,37 @@ class Carry:
       state: of the training.
       interval: sums of the metrics since the last training record.
       epoch: sums of the metrics since the last end of an epoch.
+      skipped_in_a_row: () int32, steps skipped since the last one that was not.
     """
 
     state: TrainState
     interval: dict[str, Array]
     epoch: dict[str, Array]
+    skipped_in_a_row: Array
 
     @classmethod
     def start(cls, state: TrainState) -> "Carry":
         """Returns the carry of a state of which nothing has been summed yet."""
-        return jax.device_put(cls(state, zero_metrics(), zero_metrics()), jax.devices()[0])
+        zeros = jax.tree.map(jnp.asarray, (zero_metrics(), zero_metrics(), np.zeros((), np.int32)))
+        return cls(state, *zeros)
 
 
-def zero_metrics() -> dict[str, Array]:
-    """Returns the sums of no training metrics, on the device."""
-    zeros = {"loss": np.zeros((), float), "correct": np.zeros((), np.int32), "count": np.zeros((), np.int32)}
-    return jax.device_put(zeros, jax.devices()[0])
+def zero_metrics() -> dict[str, np.ndarray]:
+    """Returns the sums of no training metrics, on the host."""
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    return {"loss": np.zeros((), dtype)} | {
+        name: np.zeros((), np.int32) for name in ("correct", "count", "skipped")
+    }
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, input_shape: tuple[int, int, int]
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    input_shape: tuple[int, int, int],
+    ema: bool = False,
+    loss_scale: bool = False,
 ) -> TrainState:
     """Returns the state before the first step, a pure function of the seed.
 
@@ -76,19 +119,22 @@ def create_state(
       optimizer: whose state it holds.
       seed: of the parameters and of all later randomness.
       input_shape: (height, width, channels) that the network will be fed.
+      ema: whether averages are kept.
+      loss_scale: whether the loss is scaled, as float16 needs.
     """
 
     @jax.jit
     def create():
         init_key, rng = jax.random.split(jax.random.key(seed))
         variables = model.init(init_key, jnp.zeros((1, *input_shape)), train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(variables["params"]),
-            ema=None,
-            loss_scale=None,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            ema={"params": params, "batch_stats": batch_stats} if ema else None,
+            loss_scale=LossScale.start() if loss_scale else None,
             rng=rng,
         )
 

@@ -1,5 +1,6 @@
 """One step of training and one of evaluation, each written once, for one device's share of a batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxcnn.training.shares import apply_to_share, fold_in_each, merge_statistics
 from flaxcnn.training.state import TrainState
 
 Array = jax.Array
@@ -28,55 +30,88 @@ def make_train_step(
     preprocess: Preprocess,
     *,
     label_smoothing: float = 0.0,
+    micro_batches: int = 1,
+    ema_decay: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch, axis_name=None) -> (state, metrics)`, a pure function.
 
     The loss is softmax cross-entropy, averaged over the examples whose mask is 1, plus 0.3 of that of each
     auxiliary head, which a model sows into `aux_logits`; the metrics are of the main head alone. With `axis_name`
-    the batch is one device's share, and gradients, statistics and metrics are those of the whole.
+    the batch is one device's share, and gradients, statistics and metrics are those of the whole. Augmentation and
+    dropout depend on the seed, the step and the example's place in the whole batch, not on how it is split.
+
+    If a gradient or a running statistic is not finite, parameters, statistics, optimizer and averages stay as they
+    are, the loss scale is halved, and the step counts as one of `skipped` and as no example.
 
     Args:
-      model: network, called with `train=True`; dropout draws from the key of (seed, step, device).
+      model: network, called with `train=True`.
       optimizer: of optax.
-      preprocess: `preprocess(images, key=key)` from uint8 to the network's input, augmented.
+      preprocess: `preprocess(images, keys=keys)` from uint8 (B, H, W, C) to the network's input, augmented by a key
+        for each image.
       label_smoothing: the share e of each target spread over all classes: (1 - e) one_hot + e / classes.
+      micro_batches: equal parts into which a device's share is cut, taken one after another; their gradients are
+        those of the whole. BatchNorm normalises over each part (with `bn_axis_name` over that part of all devices),
+        and its running statistics move once, by those of the whole batch, as between devices.
+      ema_decay: share of the averages kept a step, which starts at 0.1 and rises: min(decay, (1 + t) / (10 + t)) at
+        step t from 0, as in TensorFlow's ExponentialMovingAverage. It matters only if the state keeps averages.
     """
 
     def train_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
         _check_batch(batch)
-        key = jax.random.fold_in(state.rng, state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        augment_key, dropout_key = jax.random.split(key)
-        images = preprocess(batch["image"], key=augment_key)
-        count = _sum_over(axis_name, batch["mask"].sum())
+        size = len(batch["label"])
+        if size % micro_batches:
+            raise ValueError(f"a share of {size} examples cannot be cut into {micro_batches} micro-batches")
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
+        positions = first + jnp.arange(size, dtype=jnp.int32)
+        total = size if axis_name is None else size * jax.lax.psum(1, axis_name)
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+        momenta = {}
 
-        def mean_loss(params):
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats", "aux_logits"],
-                rngs={"dropout": dropout_key},
+        def loss(params, share):
+            images = preprocess(share["image"], keys=fold_in_each(augment_key, share["position"]))
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            logits, updated, found = apply_to_share(
+                model, variables, images, positions=share["position"], dropout_key=dropout_key
             )
-            losses = cross_entropy(logits, batch["label"], label_smoothing)
-            total = losses
+            momenta.update(found)
+            losses = cross_entropy(logits, share["label"], label_smoothing)
+            sums = losses
             for auxiliary in jax.tree.leaves(updated.get("aux_logits", {})):
-                total = total + AUXILIARY_WEIGHT * cross_entropy(auxiliary, batch["label"], label_smoothing)
-            return (total * batch["mask"]).sum() / count, (logits, losses, updated.get("batch_stats", {}))
+                sums = sums + AUXILIARY_WEIGHT * cross_entropy(auxiliary, share["label"], label_smoothing)
+            # Divided here, and not after the sum over devices, so that float16 holds the gradients.
+            mean = (sums * share["mask"]).sum() / total
+            return mean * scale, (_metrics(logits, losses, share), updated.get("batch_stats", {}))
 
-        gradients, (logits, losses, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
-        gradients = _sum_over(axis_name, gradients)
-        if axis_name is not None:
-            batch_stats = jax.lax.pmean(batch_stats, axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
+        def gradients_of(share):
+            gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, share)
+            return (gradients, metrics), batch_stats
+
+        (gradients, metrics), batch_stats = _over_micro_batches(
+            gradients_of, {**batch, "position": positions}, micro_batches
         )
-        return state, _sum_over(axis_name, _metrics(logits, losses, batch))
+        gradients, metrics = _sum_over(axis_name, (gradients, metrics))
+        correction = total / (metrics["count"] * scale)
+        gradients = jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), gradients)
+        batch_stats = merge_statistics(batch_stats, momenta, axis_name)
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, batch_stats))]).all()
+
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None
+        if state.ema is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            live = {"params": params, "batch_stats": batch_stats}
+            ema = jax.tree.map(lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old), state.ema, live)
+        kept = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+        kept = {
+            name: jax.tree.map(functools.partial(jnp.where, finite), new, getattr(state, name))
+            for name, new in kept.items()
+        }
+        loss_scale = None if state.loss_scale is None else state.loss_scale.adjust(finite)
+        metrics = {name: jnp.where(finite, value, 0) for name, value in metrics.items()}
+        metrics["skipped"] = 1 - finite.astype(jnp.int32)
+        return state.replace(step=state.step + 1, loss_scale=loss_scale, **kept), metrics
 
     return train_step
 
@@ -126,6 +161,26 @@ def _metrics(logits: Array, losses: Array, batch: Batch) -> Metrics:
         "correct": ((logits.argmax(axis=-1) == batch["label"]) * counted).sum(dtype=jnp.int32),
         "count": counted.sum(dtype=jnp.int32),
     }
+
+
+def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Batch, count: int) -> tuple[Any, Any]:
+    """Applies `function(part) -> (terms, others)` to each of `count` equal parts of a batch, one after another.
+
+    Returns the sums of the terms, and the others with a first axis of parts.
+    """
+    if count == 1:  # no zeros to add to: each is a pass over all gradients
+        terms, others = function(batch)
+        return terms, jax.tree.map(lambda leaf: leaf[None], others)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), batch)
+    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
+    nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    def add(sums, part):
+        terms, others = function(part)
+        return jax.tree.map(jnp.add, sums, terms), others
+
+    # XLA:CPU runs convolutions inside a loop many times slower.
+    return jax.lax.scan(add, nothing, parts, unroll=jax.default_backend() == "cpu")
 
 
 def _sum_over(axis_name: str | None, tree: Any) -> Any:

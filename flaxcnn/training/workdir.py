@@ -1,16 +1,21 @@
 """The work directory: what it holds, whose it is, and how a run finds its way back into it.
 
-run.json          configuration, data set, package versions and git revision of the run
+run.json          configuration, data set, devices, package versions and git revision of the run
 checkpoints/      one folder a checkpoint, named by its step
+damaged/          checkpoints that could not be read, moved out of the way
+profile/          traces of steps that were asked for
 metrics.jsonl     one record a line
 events.out.*      the same for TensorBoard
 results.json, *.png   the end of the run
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from typing import Any
 from flaxcnn import config as config_lib
 from flaxcnn.config import TrainConfig
 from flaxcnn.errors import UserError
+from flaxcnn.training.distributed import is_primary, together
 from flaxcnn.training.experiment import Experiment, make_experiment
 
 RUN_FILE = "run.json"
@@ -35,8 +41,9 @@ _IDENTITY = (
     "optimizer.weight_decay_on",
     "optimizer.nesterov",
     "optimizer.clip_norm",
+    "optimizer.ema_decay",
 )
-_NOT_IDENTITY = ("data.data_dir", "data.test_split")
+_NOT_IDENTITY = ("data.data_dir", "data.test_split", "model.options.remat")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,22 +119,54 @@ def has_checkpoints(workdir: Path) -> bool:
     return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
-def create(workdir: Path, experiment: Experiment) -> None:
-    """Makes the folder and records the run in it.
+@contextlib.contextmanager
+def opened(workdir: Path, experiment: Experiment, execution: Mapping[str, Any]) -> Iterator[None]:
+    """Makes the folder, records the run in it, and keeps other runs out of it for the length of the block.
+
+    Of several processes the first does so.
+
+    Args:
+      workdir: the folder.
+      experiment: of the run.
+      execution: on which devices it runs, and how.
 
     Raises:
-      UserError: it cannot be written to.
+      UserError: it cannot be written to, another process is writing to it, or not all processes see it.
     """
-    run = {
-        "config": config_lib.to_dict(experiment.config),
-        "data": {"class_names": experiment.class_names, "image_shape": experiment.image_shape},
-        "environment": _environment(),
-    }
+    with contextlib.ExitStack() as stack:
+        with together():
+            if is_primary():
+                run = {
+                    "config": config_lib.to_dict(experiment.config),
+                    "data": {"class_names": experiment.class_names, "image_shape": experiment.image_shape},
+                    "execution": dict(execution),
+                    "environment": _environment(),
+                }
+                try:
+                    workdir.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_locked(workdir))
+                    write_json(workdir / RUN_FILE, run)
+                except OSError as error:
+                    raise UserError(f"work directory {workdir} cannot be written to: {error.strerror}") from None
+        with together():
+            if not (workdir / RUN_FILE).is_file():
+                raise UserError(f"work directory {workdir} is another folder on each host; name one that all share")
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Holds a lock on a folder, which ends with the process, however that ends."""
+    descriptor = os.open(workdir, os.O_RDONLY)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / RUN_FILE, run)
-    except OSError as error:
-        raise UserError(f"work directory {workdir} cannot be written to: {error.strerror}") from None
+        with contextlib.suppress(OSError):  # file systems without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is training in {workdir}; choose another --workdir") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _environment() -> dict[str, Any]:

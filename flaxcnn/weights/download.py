@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import http.client
-import os
 import re
 import sys
 import urllib.request
@@ -12,17 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 
+from flaxcnn.cache import cache_folder
 from flaxcnn.errors import UserError
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
-
-
-def cache_folder() -> Path:
-    """Returns where weight files are kept: under $FLAXCNN_CACHE, $XDG_CACHE_HOME/flaxcnn or ~/.cache/flaxcnn."""
-    if own := os.environ.get("FLAXCNN_CACHE"):
-        return Path(own).expanduser() / "weights"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flaxcnn" / "weights"
 
 
 def fetch(file_name: str, url: str) -> Path:
@@ -41,7 +34,7 @@ def fetch(file_name: str, url: str) -> Path:
     """
     if not (match := re.fullmatch(r"[\w.-]+-([0-9a-f]{8})\.\w+", file_name)):
         raise ValueError(f"{file_name!r} does not end in a dash, eight hex digits and a suffix")
-    target = cache_folder() / file_name
+    target = cache_folder("weights") / file_name
     # A name of its own beside the target, so that the last step is a renaming, which either happens or does not.
     part = target.with_name(f"{file_name}.{uuid.uuid4().hex}.part")
     try:

@@ -30,7 +30,8 @@ def test_lecun_scaling_maps_paper_and_ink_to_the_values_of_1998():
 
 def test_flip_mirrors_half_of_the_images_left_to_right():
     images = pictures(2000, 2, 3, 1)
-    flipped = np.asarray(random_flip(jax.random.key(0), jnp.asarray(images)))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    flipped = np.asarray(jax.vmap(random_flip)(keys, jnp.asarray(images)))
     mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
     unchanged = (flipped == images).all((1, 2, 3))
     assert (mirrored | unchanged).all()
@@ -38,11 +39,12 @@ def test_flip_mirrors_half_of_the_images_left_to_right():
 
 
 def test_crops_are_windows_of_the_padded_image_all_equally_likely():
-    image = pictures(1, 4, 5, 2)
-    padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
+    image = pictures(4, 5, 2)
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
     windows = {padded[y : y + 4, x : x + 5].tobytes(): (y, x) for y in range(3) for x in range(3)}
     assert len(windows) == 9
-    crops = np.asarray(random_crop(jax.random.key(0), jnp.repeat(jnp.asarray(image), 3600, axis=0), padding=1))
+    keys = jax.random.split(jax.random.key(0), 3600)
+    crops = np.asarray(jax.vmap(lambda key: random_crop(key, jnp.asarray(image), padding=1))(keys))
     counts = np.zeros((3, 3))
     for crop in crops:
         counts[windows[crop.tobytes()]] += 1
@@ -79,15 +81,17 @@ def test_pad_centres_on_black():
     assert result.sum() == images.sum()
 
 
-def test_evaluation_is_not_augmented_and_training_depends_on_the_key_alone():
+def test_evaluation_is_not_augmented_and_training_depends_on_the_keys_alone():
     config = DataConfig(image_size=12, flip=True, crop_padding=2, mean=(0.5,), std=(0.25,))
     images = jnp.asarray(pictures(4, 8, 8, 1))
 
-    def run(key=None):
-        return np.asarray(preprocess(config, images, dtype=jnp.float32, key=key))
+    def run(seed=None, share=slice(None)):
+        keys = None if seed is None else jax.random.split(jax.random.key(seed), 4)[share]
+        return np.asarray(preprocess(config, images[share], dtype=jnp.float32, keys=keys))
 
     np.testing.assert_array_equal(run(), run())
     plain = (np.asarray(resize(images, 12, "bilinear")) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(run(), plain, atol=1e-5)
-    np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
-    assert not np.array_equal(run(jax.random.key(1)), run(jax.random.key(2)))
+    np.testing.assert_array_equal(run(1), run(1))
+    assert not np.array_equal(run(1), run(2))
+    np.testing.assert_allclose(run(1)[2:], run(1, slice(2, 4)), rtol=1e-6)  # whatever the other images

@@ -1,5 +1,6 @@
-"""Evaluation counts every example once, whatever the batch size."""
+"""Evaluation counts every example once, whatever the batch size and the number of devices."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,7 +8,8 @@ from flaxcnn.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfi
 from flaxcnn.data.datasets import ImageDataset
 from flaxcnn.training.evaluation import make_evaluator
 from flaxcnn.training.experiment import make_experiment
-from flaxcnn.training.loop import to_device
+from flaxcnn.training.loop import to_devices
+from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.state import TrainState
 from tests.variables import random_variables
 
@@ -21,14 +23,16 @@ def dataset():
     return ImageDataset("random", "test", images, rng.integers(0, 10, 10000).astype(np.int32), NAMES)
 
 
-def evaluate(dataset, batch_size):
+def evaluate(dataset, batch_size, name="jit"):
     config = TrainConfig(
         model=ModelConfig(name="lenet5"), data=DataConfig(), evaluation=EvaluationConfig(batch_size=batch_size)
     )
     experiment = make_experiment(config, NAMES, (12, 12, 1))
     params = random_variables(experiment.model, (1, 12, 12, 1))["params"]
-    state = TrainState(0, params, {}, (), None, None, None)
-    return make_evaluator(experiment)(state, to_device(dataset))
+    state = TrainState(np.int32(0), params, {}, (), None, None, None)
+    strategy = Strategy(name)
+    state = jax.device_put(state, strategy.replicated)
+    return make_evaluator(experiment, strategy)(state, to_devices(dataset, strategy))
 
 
 def test_exactly_ten_thousand_for_every_batch_size(dataset):
@@ -40,6 +44,15 @@ def test_exactly_ten_thousand_for_every_batch_size(dataset):
         np.testing.assert_array_equal(result.confusion, results[128].confusion)
         assert result.loss == pytest.approx(results[128].loss, rel=1e-5)
     np.testing.assert_array_equal(results[1].confusion.sum(1), np.bincount(dataset.labels))
+
+
+@pytest.mark.parametrize("name", ["shard_map", "pmap"])
+@pytest.mark.parametrize("batch_size", [1, 300, 20_000])
+def test_eight_devices_count_the_same(dataset, name, batch_size):
+    few = ImageDataset("random", "test", dataset.images[:1003], dataset.labels[:1003], NAMES)
+    expected, result = evaluate(few, 1003), evaluate(few, batch_size, name)
+    assert result.count == 1003 and result.accuracy == expected.accuracy
+    np.testing.assert_array_equal(result.confusion, expected.confusion)
 
 
 def test_class_accuracy_is_the_share_of_each_row(dataset):
@@ -54,6 +67,6 @@ def test_a_count_that_is_off_is_an_error(dataset, monkeypatch):
     import flaxcnn.training.evaluation as evaluation
 
     batches = evaluation.evaluation_batches
-    monkeypatch.setattr(evaluation, "evaluation_batches", lambda *sizes: list(batches(*sizes))[:-1])
+    monkeypatch.setattr(evaluation, "evaluation_batches", lambda *a, **k: list(batches(*a, **k))[:-1])
     with pytest.raises(RuntimeError, match="evaluated 9984 of 10000 examples"):
         evaluate(dataset, 256)

@@ -1,7 +1,10 @@
 """Records on disk and the run on the screen."""
 
 import io
+import json
+import math
 import struct
+import time
 
 import pytest
 import rich.console
@@ -67,16 +70,17 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     ]
 
 
-def show(tmp_path, terminal):
+def show(tmp_path, terminal, skipped=0):
     console = rich.console.Console(file=io.StringIO(), force_terminal=terminal, width=100)
     sizes = {"start": 0, "total": 40, "per_epoch": 20, "batch_size": 64}
     with Recorder(tmp_path, console, **sizes) as recorder:
         for step in range(1, 21):
             recorder.tick(step)
-        recorder.interval(20, {"loss": 1.5, "accuracy": 0.25}, learning_rate=0.1)
+        means = {"loss": 1.5, "accuracy": 0.25, "skipped": skipped}
+        recorder.interval(20, means, learning_rate=0.1)
         recorder._bar.refresh()
-        recorder.test(20, {"accuracy": 0.5})
-        recorder.epoch(20, {"loss": 1.5, "accuracy": 0.25}, 0.5)
+        recorder.test("test", 20, {"accuracy": 0.5})
+        recorder.epoch(20, means, {"test": 0.5})
     return console.file.getvalue()
 
 
@@ -88,21 +92,42 @@ def test_without_a_terminal_an_epoch_is_one_plain_line(tmp_path):
 
 def test_on_a_terminal_a_bar_moves_with_the_numbers(tmp_path):
     text = show(tmp_path, terminal=True)
-    assert "\x1b[" in text and "━" in text and "compiling" in text
+    assert "\x1b[" in text and "━" in text
     assert "loss 1.5000  accuracy 0.2500" in text
 
 
-def test_the_first_step_is_not_timed_because_it_compiles(tmp_path):
-    import time
+def test_skipped_steps_are_said(tmp_path):
+    assert "test accuracy 0.5000  3 steps skipped  " in show(tmp_path, terminal=False, skipped=3)
 
+
+def test_the_speed_leaves_evaluations_out(tmp_path):
     console = rich.console.Console(file=io.StringIO())
     with Recorder(tmp_path, console, start=0, total=3, per_epoch=3, batch_size=10) as recorder:
         recorder.tick(1)
+        recorder.test("test", 1, {"accuracy": 0.0})
         time.sleep(0.3)
         recorder.tick(2)
-        time.sleep(0.05)
-        time.sleep(0.05)
+        time.sleep(0.1)
         recorder.tick(3)
         recorder.interval(3, {"loss": 1.0, "accuracy": 0.0}, learning_rate=0.1)
-    (record,) = read_metrics(tmp_path)
+    record = read_metrics(tmp_path)[-1]
     assert 100 < record["images_per_second"] <= 200  # 20 images in 0.1 s, not 30 in 0.4 s
+
+
+def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
+    log = MetricsLog(tmp_path, start_step=0)
+    log.write("interval", 1, 0.1, {"loss": math.nan, "accuracy": math.inf, "skipped": 2})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["loss"] is None and '"skipped": 2' in text
+
+
+def test_a_process_without_a_folder_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Recorder(None, rich.console.Console(quiet=True), start=0, total=1, per_epoch=1, batch_size=10) as recorder:
+        recorder.tick(1)
+        recorder.interval(1, {"loss": 1.0, "accuracy": 0.0, "skipped": 0}, learning_rate=0.1)
+        recorder.test("test", 1, {"accuracy": 0.0})
+        recorder.epoch(1, {"loss": 1.0, "accuracy": 0.0, "skipped": 0}, {})
+        recorder.flush()
+    assert not list(tmp_path.iterdir())

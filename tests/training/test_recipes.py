@@ -74,7 +74,7 @@ def test_every_recipe_runs_from_end_to_end(path, data_dir, tmp_path):
     config.data.name, config.data.data_dir = "digits", str(data_dir)
     config.data.image_size = config.data.image_size or 32
     config.data.resize = "bilinear"
-    config.duration, config.batch_size = "3 steps", 16
+    config.duration, config.batch_size, config.parallel.strategy = "3 steps", 16, "jit"
     result = loop.fit(config, tmp_path / "run", console=rich.console.Console(file=io.StringIO()))
     assert result.count == 359
     assert np.isfinite(result.loss)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from flaxcnn.models import create_model
+from flaxcnn.training.state import LossScale
 from flaxcnn.training.step import cross_entropy, make_eval_step, make_train_step
 from tests.variables import random_state
 
@@ -25,8 +26,25 @@ class Linear(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
-def as_float(images, key=None):
+class Statistics(nn.Module):
+    """BatchNorm of the pixels as they are, so that its statistics are those of the pixels."""
+
+    momentum: float = 0.9
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        norm = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, dtype=self.dtype, name="norm")
+        return nn.Dense(7, dtype=self.dtype)(norm(images).mean((1, 2)))
+
+
+def as_float(images, keys=None):
     return images.astype(jnp.float32) / 255
+
+
+def noisy(images, keys):
+    """Images and noise, of each image's own key."""
+    return as_float(images) + jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
 
 
 def batch_of(size, classes=7, shape=(2, 3, 1), mask=None):
@@ -80,7 +98,7 @@ def test_masked_examples_count_for_nothing():
     step = jax.jit(make_train_step(model, optimizer, as_float))
     (after, metrics), (expected, expected_metrics) = step(state, whole), step(state, part)
     for leaf, other in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(leaf, other, rtol=1e-5)
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
     assert int(metrics["count"]) == 5 and int(metrics["correct"]) == int(expected_metrics["correct"])
 
     evaluate = jax.jit(make_eval_step(model, as_float))
@@ -162,7 +180,7 @@ def test_a_logit_that_is_not_a_number_is_never_among_the_best_five():
 
 def test_dropout_and_augmentation_depend_on_seed_and_step_alone():
     model, optimizer = Linear(dropout_rate=0.5), optax.sgd(0.5)
-    step = jax.jit(make_train_step(model, optimizer, lambda x, key=None: as_float(x) + jax.random.uniform(key, ())))
+    step = jax.jit(make_train_step(model, optimizer, noisy))
 
     def kernel(seed, at):
         state = state_of(model, optimizer).replace(step=jnp.asarray(at, jnp.int32), rng=jax.random.key(seed))
@@ -187,3 +205,106 @@ def test_batch_statistics_are_updated_and_evaluation_leaves_everything_alone():
         "correct_top5",
         "confusion",
     }
+
+
+def test_averages_follow_their_recurrence():
+    """Parameters and statistics alike; the share kept rises from 0.1 to the given one."""
+    model, optimizer, batch = Statistics(), optax.sgd(0.1), batch_of(8)
+    state = state_of(model, optimizer)
+    expected = jax.tree.map(np.asarray, state.variables)
+    state = state.replace(ema=state.variables)
+    step = jax.jit(make_train_step(model, optimizer, as_float, ema_decay=0.6))
+    for number in range(14):
+        state, _ = step(state, batch)
+        decay = min(0.6, (1 + number) / (10 + number))
+        live = jax.tree.map(np.asarray, state.variables)
+        expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, expected, live)
+    assert decay == 0.6
+    for leaf, other in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6)
+    averaged = state.averaged()
+    assert averaged.params is state.ema["params"] and averaged.batch_stats is state.ema["batch_stats"]
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_an_overflow_in_float16_is_skipped_and_halves_the_scale():
+    model, optimizer = Statistics(dtype=jnp.float16), optax.sgd(0.1, momentum=0.9)
+    batch, state = batch_of(8), state_of(model, optimizer)
+    step = jax.jit(make_train_step(model, optimizer, as_float, ema_decay=0.9))
+    scale = LossScale(jnp.float32(2.0**40), jnp.int32(7))  # 2**40 overflows in float16, whose largest is 65,504
+    state = state.replace(ema=state.variables, loss_scale=scale)
+    after, metrics = step(state, batch)
+    assert (float(after.loss_scale.scale), int(after.loss_scale.good_steps)) == (2.0**39, 0)
+    for name in ("params", "batch_stats", "opt_state", "ema"):
+        assert bits(getattr(after, name)) == bits(getattr(state, name))
+    assert bits(jax.random.key_data(after.rng)) == bits(jax.random.key_data(state.rng))
+    assert int(after.step) == int(state.step) + 1
+    assert {name: float(value) for name, value in metrics.items()} == {
+        "loss": 0,
+        "correct": 0,
+        "count": 0,
+        "skipped": 1,
+    }
+
+    # A scale that float16 can hold: the step is that without a scale, but for rounding.
+    state = state.replace(loss_scale=LossScale(jnp.float32(2.0**10), jnp.int32(7)))
+    after, metrics = step(state, batch)
+    expected, _ = step(state.replace(loss_scale=None), batch)
+    assert int(metrics["skipped"]) == 0 and int(after.loss_scale.good_steps) == 8
+    for leaf, other in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(leaf, other, atol=2e-3)
+
+
+def test_the_loss_scale_doubles_after_good_steps_and_stays_above_one():
+    scale = LossScale(jnp.float32(4.0), jnp.int32(0))
+    good, bad = jnp.array(True), jnp.array(False)
+    history = []
+    for finite in (good, good, good, bad, good, bad, bad, bad):
+        scale = scale.adjust(finite, growth_interval=3)
+        history.append((float(scale.scale), int(scale.good_steps)))
+    assert history == [(4, 1), (4, 2), (8, 0), (4, 0), (4, 1), (2, 0), (1, 0), (1, 0)]
+
+
+def test_a_gradient_that_is_not_a_number_changes_nothing_in_float32():
+    model, optimizer, batch = Linear(), optax.sgd(0.5, momentum=0.9), batch_of(8)
+    state = state_of(model, optimizer)
+
+    def broken(images, keys):
+        return as_float(images).at[3].set(jnp.nan)
+
+    after, metrics = jax.jit(make_train_step(model, optimizer, broken))(state, batch)
+    assert bits((after.params, after.opt_state)) == bits((state.params, state.opt_state))
+    assert int(metrics["skipped"]) == 1 and int(metrics["count"]) == 0 and float(metrics["loss"]) == 0
+
+
+@pytest.mark.parametrize(("momentum", "micro_batches", "devices"), [(0.9, 1, 4), (0.3, 2, 1), (0.3, 2, 4)])
+def test_running_statistics_are_those_of_the_whole_batch(x64, momentum, micro_batches, devices):
+    """In closed form: mean and (biased) variance of all pixels, averaged over the steps by the momentum."""
+    model, optimizer = Statistics(momentum), optax.sgd(0.0)
+    rng = np.random.default_rng(4)
+    state = state_of(model, optimizer, shape=(5, 5, 3))
+    mean, var = (np.asarray(state.batch_stats["norm"][name], float) for name in ("mean", "var"))
+    step = make_train_step(model, optimizer, lambda x, keys: x.astype(jnp.float64), micro_batches=micro_batches)
+    for number in range(3):
+        # Shares that differ much, in mean and in spread.
+        low = np.arange(16)[:, None, None, None] * 10
+        images = rng.integers(low, low + 20 * (number + 1), (16, 5, 5, 3)).astype(np.uint8)
+        batch = {"image": images, "label": np.zeros(16, np.int32), "mask": np.ones(16, np.float32)}
+        shares = {name: rows.reshape(devices, 16 // devices, *rows.shape[1:]) for name, rows in batch.items()}
+        split = jax.vmap(lambda share, state=state: step(state, share, axis_name="d"), axis_name="d")
+        after, _ = jax.jit(split)(shares)
+        state = jax.tree.map(lambda leaf: leaf[0], after)
+        mean = momentum * mean + (1 - momentum) * images.mean((0, 1, 2))
+        var = momentum * var + (1 - momentum) * images.astype(float).var((0, 1, 2))
+        for device in range(devices):
+            np.testing.assert_allclose(after.batch_stats["norm"]["mean"][device], mean, rtol=1e-6)
+            np.testing.assert_allclose(after.batch_stats["norm"]["var"][device], var, rtol=1e-6)
+
+
+def test_a_share_that_cannot_be_cut_is_refused():
+    step = make_train_step(Linear(), optax.sgd(0.1), as_float, micro_batches=3)
+    with pytest.raises(ValueError, match="a share of 8 examples cannot be cut into 3 micro-batches"):
+        step(state_of(Linear(), optax.sgd(0.1)), batch_of(8))

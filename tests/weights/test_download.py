@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flaxcnn.cache import cache_folder
 from flaxcnn.errors import UserError
-from flaxcnn.weights.download import cache_folder, fetch
+from flaxcnn.weights.download import fetch
 
 CONTENT = bytes(range(256)) * 10_000
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -155,13 +156,13 @@ def test_a_name_without_a_hash_is_an_error(name, server, requests):
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
-    assert cache_folder() == tmp_path / "cache" / "weights"
+    assert cache_folder("weights") == tmp_path / "cache" / "weights"
     monkeypatch.setenv("FLAXCNN_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "flaxcnn" / "weights"
+    assert cache_folder("weights") == tmp_path / "xdg" / "flaxcnn" / "weights"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "flaxcnn" / "weights"
+    assert cache_folder("weights") == tmp_path / "home" / ".cache" / "flaxcnn" / "weights"
 
 
 def test_progress_is_shown_on_a_terminal(server, monkeypatch):

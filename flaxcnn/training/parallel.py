@@ -1,0 +1,141 @@
+"""How the step of one device's share runs on all devices: by `jit`, `shard_map` or `pmap`.
+
+The step itself is written once, for a share. All three strategies take and give the same arrays, every leaf of the
+state whole on every device and without an axis of devices, so that a checkpoint knows nothing of them.
+
+Left out on purpose: `jit` that partitions the step by the shardings of its arguments. XLA then gathers the whole
+batch on every device for a grouped convolution, and BatchNorm is silently computed over all devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxcnn.errors import UserError
+
+Array = jax.Array
+# The name of the axis of devices, for the collectives of the step.
+AXIS = "devices"
+
+
+class Strategy:
+    """Some devices and a way to run one program on them.
+
+    Attributes:
+      name: "jit", "shard_map" or "pmap".
+      axis_name: what the step calls the axis of devices, or None under `jit`.
+    """
+
+    def __init__(self, name: str = "auto"):
+        """Takes all devices of all processes, or the first under "jit"; "auto" is "shard_map" if there are several.
+
+        Raises:
+          UserError: "jit" with several processes.
+        """
+        # In this order the devices of a process lie side by side, and so do its rows of a batch.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        self.name = name if name != "auto" else "shard_map" if len(devices) > 1 else "jit"
+        if self.name == "jit":
+            if jax.process_count() > 1:
+                raise UserError(
+                    f"parallel.strategy 'jit' uses one device, and there are {jax.process_count()} processes; "
+                    f"write 'shard_map', or start one process"
+                )
+            devices = devices[:1]
+        self.axis_name = None if self.name == "jit" else AXIS
+        self._mesh = Mesh(np.array(devices), (AXIS,))
+
+    @property
+    def num_devices(self) -> int:
+        """Number of devices, over all processes."""
+        return self._mesh.size
+
+    @property
+    def process(self) -> dict[str, int]:
+        """Which of how many processes this is, as the sampler asks for it."""
+        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    @property
+    def device(self) -> jax.Device:
+        """One of this process's devices; all are alike."""
+        return self._mesh.local_devices[0]
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of what lies whole on every device."""
+        return NamedSharding(self._mesh, PartitionSpec())
+
+    def create(self, function: Callable[[], Any]) -> Any:
+        """Returns the arrays that a function makes, computed alike on every device."""
+        return jax.jit(function, out_shardings=self.replicated)()
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts host arrays, the same in every process, on every device."""
+
+        def put(leaf):
+            return jax.make_array_from_process_local_data(self.replicated, leaf, leaf.shape)
+
+        return jax.tree.map(put, tree)
+
+    def split(self, rows: np.ndarray) -> Array:
+        """Puts this process's rows of a batch on its devices, a share on each, as compiled programs take them."""
+        if self.name == "pmap":
+            rows = rows.reshape(self._mesh.local_mesh.size, -1, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(NamedSharding(self._mesh, PartitionSpec(AXIS)), rows)
+
+    def synchronized(self, model: nn.Module) -> nn.Module:
+        """Returns a network whose BatchNorm, if it has any, normalises over the batch of all devices."""
+        return model.clone(bn_axis_name=self.axis_name) if hasattr(model, "bn_axis_name") else model
+
+    def compile(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple,
+        *,
+        split: tuple[int, ...],
+        donate: tuple[int, ...] = (),
+    ) -> jax.stages.Compiled:
+        """Compiles a function of one device's share for all devices.
+
+        Args:
+          function: `function(*arguments, axis_name=...)`, whose results are the same on every device.
+          arguments: arrays like those that it will be called with.
+          split: the numbers of the arguments that come from `split`; all others are whole on every device.
+          donate: the numbers of the arguments that a call uses up.
+
+        Returns:
+          The program, called like the function without its axis.
+        """
+
+        def on_share(*arguments):
+            return function(*arguments, axis_name=self.axis_name)
+
+        # Traces and profiles show the program by this name.
+        on_share.__name__ = on_share.__qualname__ = getattr(function, "__name__", "program")
+        count = len(arguments)
+        if self.name == "pmap":
+            program = jax.pmap(
+                on_share,
+                axis_name=AXIS,
+                in_axes=tuple(0 if number in split else None for number in range(count)),
+                out_axes=None,
+                donate_argnums=donate,
+                devices=list(self._mesh.devices.flat),
+            )
+        elif self.name == "shard_map":
+            shares = jax.shard_map(
+                on_share,
+                mesh=self._mesh,
+                in_specs=tuple(PartitionSpec(AXIS) if n in split else PartitionSpec() for n in range(count)),
+                out_specs=PartitionSpec(),
+                # With it JAX would sum the gradients of what is replicated a second time.
+                check_vma=False,
+            )
+            program = jax.jit(shares, donate_argnums=donate)
+        else:
+            program = jax.jit(on_share, donate_argnums=donate)
+        return program.lower(*arguments).compile()

@@ -1,0 +1,183 @@
+"""Eight devices and one give the same numbers, under every strategy, and send nothing but sums."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from flaxcnn import UserError, create_model
+from flaxcnn.training.parallel import AXIS, Strategy
+from flaxcnn.training.step import cross_entropy, make_train_step
+from tests.variables import random_state
+
+BATCH, CLASSES = 16, 5
+PRECISE = {"num_classes": CLASSES, "dtype": jnp.float64, "param_dtype": jnp.float64}
+# Small, and each with what it stands for: neither norm nor dropout; BatchNorm; grouped convolutions; dropout.
+NETWORKS = {
+    "lenet5": (12, {}),
+    "resnet20": (8, {"depths": (1,), "widths": (4,), "stem_features": 4}),
+    "resnext29_8x64d": (8, {"depths": (1,), "widths": (8,), "groups": 4, "stem_features": 4}),
+    "wrn_28_10": (8, {"depths": (1,), "widths": (4,), "stem_features": 4, "norm": None, "dropout_rate": 0.4}),
+}
+
+
+def network(name, **fields):
+    size, own = NETWORKS[name]
+    return create_model(name, **(own | PRECISE | fields)), size
+
+
+def noisy(images, keys):
+    """Pixels with noise of each image's own, as an augmentation."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], jnp.float64))(keys)
+    return images.astype(jnp.float64) / 255 + 0.1 * noise
+
+
+def batches(size, count, batch=BATCH):
+    rng = np.random.default_rng(1)
+    for _ in range(count):
+        yield {
+            "image": rng.integers(0, 256, (batch, size, size, 3), np.uint8),
+            "label": rng.integers(0, CLASSES, batch).astype(np.int32),
+            "mask": np.ones(batch, np.float32),
+        }
+
+
+def train(name, strategy, *, steps=20, synchronized=True, micro_batches=1, optimizer=None, **fields):
+    """Trains a network for some steps; returns the losses and the last state."""
+    strategy = Strategy(strategy)
+    model, size = network(name, **fields)
+    optimizer = optimizer or optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.05, 0.9))
+    state = jax.device_put(random_state(model, optimizer, (size, size, 3)), strategy.replicated)
+    model = strategy.synchronized(model) if synchronized else model
+    step = make_train_step(model, optimizer, noisy, micro_batches=micro_batches)
+    program, losses = None, []
+    for batch in batches(size, steps):
+        arguments = (state, {name: strategy.split(rows) for name, rows in batch.items()})
+        program = program or strategy.compile(step, arguments, split=(1,), donate=(0,))
+        state, metrics = program(*arguments)
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@functools.cache
+def on_one_device(name):
+    return train(name, "jit")
+
+
+def assert_same(found, expected, rtol):
+    np.testing.assert_allclose(found[0], expected[0], rtol=rtol)
+    trees = [(state.params, state.batch_stats, state.opt_state) for _, state in (found, expected)]
+    for leaf, other in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=rtol, atol=rtol * np.abs(other).max())
+
+
+@pytest.mark.parametrize("strategy", ["shard_map", "pmap"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_twenty_steps_on_eight_devices_are_those_on_one(x64, name, strategy):
+    found = train(name, strategy)
+    assert_same(found, on_one_device(name), rtol=1e-9)
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(found[1]))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(found[1])]
+    assert shapes == [leaf.shape for leaf in jax.tree.leaves(on_one_device(name)[1])]
+
+
+def test_with_batch_norm_of_each_device_shard_map_and_pmap_agree_to_the_last_bit(x64):
+    (losses, state), (others, other) = (
+        train("resnet20", name, synchronized=False) for name in ("shard_map", "pmap")
+    )
+    assert losses == others and losses != on_one_device("resnet20")[0]
+    for leaf, twin in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_array_equal(leaf, twin)
+
+
+@pytest.mark.parametrize("strategy", ["jit", "shard_map", "pmap"])
+def test_the_gradient_is_that_of_the_mean_loss_and_not_eight_times_it(x64, strategy):
+    model, size = network("lenet5")
+    state = random_state(model, optax.sgd(1.0), (size, size, 3))
+    (batch,) = batches(size, 1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.split(jax.random.fold_in(state.rng, 0))[0], np.arange(BATCH)
+    )
+
+    def loss(params):
+        logits = model.apply({"params": params}, noisy(batch["image"], keys), train=False)
+        return cross_entropy(logits, batch["label"]).mean()
+
+    expected = jax.grad(loss)(state.params)
+    _, after = train("lenet5", strategy, steps=1, optimizer=optax.sgd(1.0))
+    found = jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), state.params, after.params)
+    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
+
+
+def collectives(text):
+    """The collective operations of a compiled program: {kind: their numbers of elements}."""
+    found = {}
+    for line in text.splitlines():
+        match = re.search(r"= (.*?) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", line)
+        if match:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
+            found.setdefault(match[2], []).extend(sizes)
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["shard_map", "pmap"])
+def test_a_grouped_network_sends_sums_of_gradients_and_statistics_alone(strategy):
+    strategy = Strategy(strategy)
+    model, size = network("resnext29_8x64d", dtype=jnp.float32, param_dtype=jnp.float32)
+    optimizer = optax.sgd(0.1)
+    state = jax.device_put(random_state(model, optimizer, (size, size, 3)), strategy.replicated)
+    (batch,) = batches(size, 1, batch=64)
+    batch = {name: strategy.split(rows) for name, rows in batch.items()}
+    step = make_train_step(strategy.synchronized(model), optimizer, lambda x, keys: x / 255)
+    sent = collectives(strategy.compile(step, (state, batch), split=(1,)).as_text())
+    assert set(sent) == {"all-reduce"}
+    parameters, statistics = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.batch_stats)
+    )
+    # Each gradient once; for each statistic a few sums; loss, right answers and count.
+    assert parameters <= sum(sent["all-reduce"]) <= parameters + 6 * statistics + 3
+
+
+def test_partitioning_by_shardings_would_gather_the_batch():
+    """What `Strategy` leaves out, and why; it shows, too, that a gathering would be seen."""
+    mesh = jax.make_mesh((8,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    model, size = network("resnext29_8x64d", dtype=jnp.float32, param_dtype=jnp.float32)
+    state = jax.device_put(
+        random_state(model, optax.sgd(0.1), (size, size, 3)), NamedSharding(mesh, PartitionSpec())
+    )
+    (batch,) = batches(size, 1, batch=64)
+    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+    step = make_train_step(model, optax.sgd(0.1), lambda x, keys: x / 255)
+    text = jax.jit(step).lower(state, batch).compile().as_text()
+    assert "all-gather" in collectives(text) or "all-to-all" in collectives(text)
+
+
+@pytest.mark.parametrize("strategy", ["jit", "shard_map"])
+def test_four_micro_batches_are_the_batch_without_batch_norm(x64, strategy):
+    """With augmentation and dropout, too, because both go by the place in the batch."""
+    found = train("wrn_28_10", strategy, micro_batches=2 if strategy == "shard_map" else 4)
+    assert_same(found, on_one_device("wrn_28_10"), rtol=1e-9)
+
+
+def test_batch_norm_sees_a_micro_batch_as_it_sees_a_device(x64):
+    devices = train("resnet20", "shard_map", steps=3, synchronized=False)
+    parts = train("resnet20", "jit", steps=3, micro_batches=8)
+    assert_same(parts, devices, rtol=1e-9)
+
+
+def test_names_and_devices():
+    assert Strategy().name == "shard_map" and Strategy().num_devices == 8
+    assert Strategy("jit").num_devices == 1 and Strategy("jit").axis_name is None
+
+
+def test_jit_with_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="there are 2 processes; write 'shard_map'"):
+        Strategy("jit")
