@@ -1,6 +1,11 @@
 """Checkpoints through orbax: atomic, written in the background, the newest few and the best kept."""
 
 import contextlib
+import gc
+import os
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +21,9 @@ from flaxcnn.errors import UserError
 from flaxcnn.training.distributed import is_primary, together
 from flaxcnn.training.state import Carry
 from flaxcnn.training.workdir import CHECKPOINTS
+
+_ITEM = "carry"
+_CONTINUE = "those before it are whole, and the same command continues from the newest"
 
 
 class Checkpoints:
@@ -74,11 +82,18 @@ class Checkpoints:
         Raises:
           UserError: it, or the one before it, could not be written.
         """
+        with together():
+            self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(carry)))
         # Orbax may still read the arrays while the next step overwrites them, so it gets arrays of its own.
         snapshot = jax.tree.map(jnp.copy, carry)
         metrics = None if accuracy is None else {"accuracy": accuracy}
         with self._explained():  # also what went wrong with the one before, in the background
-            self._manager.save(step, args=ocp.args.StandardSave(snapshot), metrics=metrics)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(snapshot)}),
+                metrics=metrics,
+                custom_metadata={"checksum": jax.device_get(checksum(snapshot)).tolist()},
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -104,12 +119,20 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
-        try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except Exception as error:  # orbax and what lies below it raise all kinds
-            raise UserError(
-                f"checkpoint {step} is damaged, or does not fit this network and optimizer: {_first_line(error)}"
-            ) from error
+        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(abstract)})
+
+        def read() -> tuple[Carry, list[int] | None]:
+            saved = (self._manager.metadata(step).custom_metadata or {}).get("checksum")
+            return self._manager.restore(step, args=arguments)[_ITEM], saved
+
+        found, failure = _quietly(read)
+        if failure:
+            raise UserError(f"checkpoint {step} is damaged, or does not fit this network and optimizer ({failure})")
+        carry, saved = found
+        dtypes = [[leaf.dtype for leaf in jax.tree.leaves(tree)] for tree in (carry, like)]
+        if saved is None or dtypes[0] != dtypes[1] or jax.device_get(checksum(carry)).tolist() != saved:
+            raise UserError(f"checkpoint {step} is damaged (it is not what was saved)")
+        return carry
 
     def restore_newest(self, like: Carry, warn: Callable[[str], None]) -> Carry | None:
         """Returns the newest checkpoint that can be read, or None if there is none at all.
@@ -142,20 +165,70 @@ class Checkpoints:
                 self._manager.reload()
         return carry
 
+    def _check_space(self, needed: int) -> None:
+        """Raises `UserError` if the disk is too full: asked beforehand, because threads below orbax fail loudly."""
+        free = shutil.disk_usage(self._folder).free
+        if is_primary() and free < needed * 1.05 + 2**20:
+            raise UserError(
+                f"no space for a checkpoint: {self._folder} has {free / 2**20:.1f} MiB left, and it takes "
+                f"{needed / 2**20 * 1.05 + 1:.1f}; {_CONTINUE}"
+            )
+
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # orbax and what lies below it raise all kinds
             reason = "no space left on the device" if "No space left" in str(error) else _first_line(error)
-            raise UserError(
-                f"a checkpoint could not be written: {reason}; those before it are whole, and the same command "
-                f"continues from the newest"
-            ) from error
+            raise UserError(f"a checkpoint could not be written: {reason}; {_CONTINUE}") from error
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """Returns two sums over all bits of a tree, (2,) uint32, of which one at least changes with any one word.
+
+    Each word counts with an odd weight by its place, so that words that change places are seen, too.
+    """
+    sums = jnp.zeros(2, jnp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        data = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        bits = jnp.uint16 if data.dtype.itemsize == 2 else jnp.uint32
+        words = jax.lax.bitcast_convert_type(data, bits).astype(jnp.uint32).ravel()
+        places = jnp.arange(words.size, dtype=jnp.uint32) + jnp.uint32(1000003 * number % 2**32)
+        weights = [places * jnp.uint32(factor) | 1 for factor in (2654435761, 2246822519)]
+        sums += jnp.stack([(words * weight).sum(dtype=jnp.uint32) for weight in weights])
+    return sums
+
+
+def _quietly(function: Callable[[], Any]) -> tuple[Any, str]:
+    """Returns the result of a function and no reason, or the reason why it failed and then nothing on the screen.
+
+    Of one truncated file, threads below orbax print thousands of lines to standard error.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        result, failure = None, ""
+        try:
+            result = function()
+        except Exception as error:  # orbax and what lies below it raise all kinds
+            failure = _first_line(error)
+        finally:
+            if failure:
+                gc.collect()  # tasks that failed say so when they are collected
+                time.sleep(0.5)  # and reads still under way when they end
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+        held.seek(0)
+        if not failure:
+            sys.stderr.write(held.read().decode(errors="replace"))
+    return result, failure
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:100]
 
 
 def _is_news(record: Any) -> bool:
@@ -165,5 +238,10 @@ def _is_news(record: Any) -> bool:
         "directory is read only",
         "Metadata file does not exist",
         "Reached preemption sync point",
+        "could not be restored. Please provide",
+        "Failed to json parse Metadata file",
+        "raised an exception",  # which then reaches `Checkpoints` itself
+        "Handler Commit operations",
+        "Save Finalize thread",
     )
     return not any(message in record.getMessage() for message in known)

@@ -9,7 +9,9 @@ from typing import Any
 
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -29,7 +31,11 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         temporary.replace(self._path)
         self._file = self._path.open("a")
-        self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
+        # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it forever.
+        self._events = EventsWriter(str(workdir / "events"))
+        if start_step:  # TensorBoard hides what it has of later steps
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=start))
 
     def write(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one record."""
@@ -38,10 +44,11 @@ class MetricsLog:
         self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **known}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            summary = scalar(f"{kind}/{name}", value)
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
-        """Puts the TensorBoard events on disk, which wait in a queue; `metrics.jsonl` is always up to date."""
+        """Puts the TensorBoard events on disk, which wait in a buffer; `metrics.jsonl` is always up to date."""
         self._events.flush()
 
     def close(self) -> None:

@@ -1,10 +1,11 @@
 """The loop: a configuration and a work directory in, a trained network and its numbers out."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,32 +100,24 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
         averaged = {} if state.ema is None else {"averaged": evaluate_state(state.averaged(), test)}
         return {"test": evaluate_state(state, test)} | averaged
 
-    with (
-        workdir_lib.opened(workdir, experiment, execution),
-        Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
-    ):
-        restored = checkpoints.restore_newest(carry, functools.partial(say, console))
-        carry = carry if restored is None else restored
+    with _explained(workdir), workdir_lib.opened(workdir, experiment, execution):
+        with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+            restored = checkpoints.restore_newest(carry, functools.partial(say, console))
+            carry = carry if restored is None else restored
 
-        def take_step(carry: Carry, step: int) -> Carry:
-            return train_batch(carry, train, strategy.split(plan.indices(step)))
+            def take_step(carry: Carry, step: int) -> Carry:
+                return train_batch(carry, train, strategy.split(plan.indices(step)))
 
-        schedule = experiment.schedule(plan.per_epoch)
-        carry, evaluations = _train(plan, schedule, take_step, evaluate, carry, workdir, checkpoints, console)
+            schedule = experiment.schedule(plan.per_epoch)
+            carry, evaluations = _train(plan, schedule, take_step, evaluate, carry, workdir, checkpoints, console)
         evaluations = evaluations or evaluate(carry.state)
-        checkpoints.finish()
         if is_primary():
             step = int(carry.state.step)
             write_results(workdir, experiment, evaluations, step=step)
             for kind, evaluation in evaluations.items():
                 what = "averaged parameters " if kind == "averaged" else ""
-                print_evaluation(
-                    console,
-                    experiment,
-                    evaluation,
-                    split=config.data.test_split,
-                    checkpoint=f"{what}after step {step:,}",
-                )
+                checkpoint, split = f"{what}after step {step:,}", config.data.test_split
+                print_evaluation(console, experiment, evaluation, split=split, checkpoint=checkpoint)
     say(console, f"results in {workdir}")
     return evaluations["test"]
 
@@ -334,6 +327,25 @@ def describe(execution: Mapping[str, Any]) -> str:
         f"{execution['strategy']} on {devices} {execution['device_kind']} device{'s'[: devices > 1]}{processes}"
         f"{each}; compiled in {execution['compile_seconds']:.1f} s; a step takes {needed} of a device's {there_is}"
     )
+
+
+@contextlib.contextmanager
+def _explained(workdir: Path) -> Iterator[None]:
+    """Says in a line what the machine had against a run that was under way."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"work directory {workdir} cannot be written to: {error.strerror or error}; the same command continues "
+            f"from the newest checkpoint"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the device ran out of memory; --config.parallel.micro_batches=None takes a step in parts that fit, "
+            "and a smaller --config.evaluation.batch_size changes no accuracy"
+        ) from error
 
 
 def load_split(config: TrainConfig, split: str) -> datasets.ImageDataset:
