@@ -152,7 +152,8 @@ class Checkpoints:
             except UserError as error:
                 failures[step] = error
         if failures and carry is None:
-            raise next(iter(failures.values()))
+            first = next(iter(failures.values()))
+            raise UserError(f"no checkpoint in {self._folder} can be read: {first}; choose another --workdir")
         for error in failures.values():
             warn(f"warning: {error}; taking the one before it, and keeping this in {self._damaged.name}/")
         if failures:

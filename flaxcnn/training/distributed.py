@@ -53,7 +53,8 @@ def initialize(coordinator: str = "auto", num_processes: int | None = None, proc
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"cannot join the other processes: {reason}") from error
+        hint = "" if explicit else "; give --coordinator=HOST:PORT, --num_processes and --process_id"
+        raise UserError(f"cannot join the other processes: {reason}{hint}") from error
 
 
 def _launched_together() -> bool:

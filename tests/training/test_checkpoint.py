@@ -1,5 +1,7 @@
 """Checkpoints: the newest few and the best stay, and what comes back is what went in, bit for bit."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +10,15 @@ import pytest
 
 from flaxcnn import UserError
 from flaxcnn.models import create_model
-from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training import workdir
+from flaxcnn.training.checkpoint import Checkpoints, checksum
 from flaxcnn.training.state import Carry
 from tests.variables import random_state
 
 
 def carry_of(model, seed=0):
-    return Carry.start(random_state(model, optax.sgd(0.1, momentum=0.9), (12, 12, 1), step=seed, seed=seed))
+    carry = Carry.start(random_state(model, optax.sgd(0.1, momentum=0.9), (12, 12, 1), step=seed, seed=seed))
+    return jax.device_put(carry, jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,97 @@ def test_what_a_killed_run_left_half_written_is_cleared_by_the_next_and_not_by_a
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(2, carry_of(model), None)
     assert not half.exists()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tasks below orbax
+@pytest.mark.parametrize(
+    "damage",
+    [flip_a_bit, pytest.param(truncate, marks=pytest.mark.slow), pytest.param(delete, marks=pytest.mark.slow)],
+)
+def test_what_is_restored_is_what_was_saved_or_is_passed_over(tmp_path, model, damage, capfd):
+    """Each file of a checkpoint in turn, some of which hold nothing that is needed."""
+    with Checkpoints(tmp_path / "good", keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, carry_of(model, seed=step), None)
+    newest = tmp_path / "good" / "checkpoints" / "2"
+    expected = {step: jax.device_get(checksum(carry_of(model, seed=step))).tolist() for step in (1, 2)}
+    like = carry_of(model)
+    passed_over = 0
+    files = [path.relative_to(newest) for path in newest.rglob("*") if path.is_file() and path.stat().st_size]
+    for number, name in enumerate(sorted(files)):
+        workdir = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", workdir)
+        damage(workdir / "checkpoints" / "2" / name)
+        warnings = []
+        with Checkpoints(workdir, keep=2) as checkpoints:
+            restored = checkpoints.restore_newest(like, warnings.append)
+            step = int(restored.state.step)
+            assert jax.device_get(checksum(restored)).tolist() == expected[step]
+            assert checkpoints.steps == ([1, 2] if step == 2 else [1])
+        if step == 1:
+            passed_over += 1
+            assert len(list((workdir / "damaged").glob("2-*"))) == len(warnings) == 1
+            assert warnings[0].startswith("warning: checkpoint 2 is damaged") and "\n" not in warnings[0]
+    assert passed_over >= 5
+    assert not capfd.readouterr().err
+
+
+def test_if_none_can_be_read_all_stay(tmp_path, model):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, carry_of(model, seed=step), None)
+    for path in (tmp_path / "checkpoints").rglob("*METADATA"):
+        path.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be read: checkpoint 2 .*--workdir"):
+            checkpoints.restore_newest(carry_of(model), print)
+        assert checkpoints.steps == [1, 2]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_checksum_sees_every_word_and_its_place():
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(4, dtype=jnp.bfloat16), "c": jax.random.key(1)}
+    sums = {tuple(jax.device_get(checksum(tree)).tolist())}
+    for path in [(0, 0), (1, 2)]:
+        sums.add(tuple(jax.device_get(checksum(tree | {"a": tree["a"].at[path].add(1e-6)})).tolist()))
+    sums.add(tuple(jax.device_get(checksum(tree | {"a": tree["a"][::-1]})).tolist()))
+    sums.add(tuple(jax.device_get(checksum(tree | {"b": tree["b"].at[1].set(1.5)})).tolist()))
+    sums.add(tuple(jax.device_get(checksum(tree | {"c": jax.random.key(2)})).tolist()))
+    assert len(sums) == 6
+
+
+def test_a_disk_without_space_is_noticed_beforehand(tmp_path, model, monkeypatch):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, carry_of(model), None)
+        usage = shutil._ntuple_diskusage(10 << 20, 9 << 20, 1 << 20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(
+            UserError, match=r"no space for a checkpoint: .* has 1\.0 MiB left, .*same command"
+        ) as raised:
+            checkpoints.save(2, carry_of(model), None)
+        assert "\n" not in str(raised.value)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1]
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    second = pytest.raises(UserError, match="another process is training in")
+    with workdir._locked(tmp_path), second, workdir._locked(tmp_path):
+        pass
+    with workdir._locked(tmp_path):
+        pass

@@ -325,3 +325,104 @@ def test_a_signal_saves_and_the_next_start_continues_with_the_next_batch(
         for name in ("whole", "run")
     ]
     assert without_rates[0] == without_rates[1]
+
+
+def indices_seen(monkeypatch):
+    """The examples that each step sees, as the loop asks for them."""
+    seen = []
+    batch = loop.training_batch
+
+    def noted(seed, epoch, step, **sizes):
+        indices = batch(seed, epoch, step, **sizes)
+        seen.append(tuple(indices))
+        return indices
+
+    monkeypatch.setattr(loop, "training_batch", noted)
+    return seen
+
+
+@pytest.mark.parametrize(("first", "second"), [("pmap", "jit"), ("jit", "pmap"), ("shard_map", "pmap")])
+def test_a_checkpoint_goes_on_under_another_strategy(config, tmp_path, console, monkeypatch, first, second):
+    """On eight devices and on one: the same examples in the same order, to the same numbers."""
+    seen = indices_seen(monkeypatch)
+    expected = loop.fit(config, tmp_path / "whole", console=console)
+    whole = seen[1:]  # without the one that the step was compiled with
+    del seen[:]
+    for strategy, duration in ((first, "20 steps"), (second, "2 epochs")):
+        config.parallel.strategy, config.duration = strategy, duration
+        found = loop.fit(config, tmp_path / "run", console=console)
+    assert seen[1:21] + seen[22:] == whole
+    (_, state), (_, other) = load_trained(tmp_path / "run"), load_trained(tmp_path / "whole")
+    for leaf, twin in zip(jax.tree.leaves(state.variables), jax.tree.leaves(other.variables), strict=True):
+        np.testing.assert_allclose(leaf, twin, rtol=1e-3, atol=1e-4)  # float32, 44 steps
+    assert found.loss == pytest.approx(expected.loss, rel=1e-3) and found.count == 359
+    assert f"parallel.strategy: '{first}' -> '{second}'" in console.file.getvalue()
+
+
+def test_devices_that_cannot_share_a_batch_are_said(config, tmp_path, console):
+    config.parallel.strategy, config.batch_size = "shard_map", 30
+    with pytest.raises(UserError, match="batch_size is 30, which 8 devices cannot share; write 24 or 32"):
+        loop.fit(config, tmp_path / "run", console=console)
+    config.batch_size, config.parallel.micro_batches = 32, 3
+    with pytest.raises(UserError, match=r"micro_batches is 3, .* 4 images of a device.*; write a divisor of 4"):
+        loop.fit(config, tmp_path / "run", console=console)
+    assert not list(tmp_path.iterdir())
+
+
+def test_averages_are_evaluated_beside_the_live_parameters(config, tmp_path, console):
+    config.optimizer.ema_decay, config.optimizer.learning_rate = 0.9, 0.2
+    live = loop.fit(config, tmp_path / "run", console=console)
+    kinds = [record["kind"] for record in read_metrics(tmp_path / "run")]
+    assert kinds == ["interval", "test", "averaged", "epoch"] * 2
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    experiment, state = load_trained(tmp_path / "run", averaged=True)
+    assert evaluate(experiment, state).scalars == pytest.approx(results["averaged"], rel=1e-5)
+    assert results["test"]["loss"] == live.loss != results["averaged"]["loss"]
+    assert re.search(r"test accuracy 0\.\d{4}  averaged accuracy 0\.\d{4}", console.file.getvalue())
+
+
+def test_without_averages_there_are_none_to_load(config, tmp_path, console):
+    config.duration = "1 steps"
+    loop.fit(config, tmp_path / "run", console=console)
+    with pytest.raises(UserError, match=r"holds no averaged parameters; train with --config\.optimizer\.ema_decay"):
+        load_trained(tmp_path / "run", averaged=True)
+
+
+def test_float16_trains_with_a_loss_scale(config, tmp_path, console):
+    config.duration = "1 epochs"
+    expected = loop.fit(config, tmp_path / "float32", console=console)
+    config.model.dtype = "float16"
+    result = loop.fit(config, tmp_path / "run", console=console)
+    _, state = load_trained(tmp_path / "run")
+    assert result.loss == pytest.approx(expected.loss, rel=0.05) and float(state.loss_scale.scale) > 1
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {np.dtype("float32")}
+    skipped = sum(record["skipped"] for record in read_metrics(tmp_path / "run") if record["kind"] == "epoch")
+    assert int(state.loss_scale.good_steps) <= 22 - skipped
+
+
+def test_memory_that_does_not_suffice_is_said_before_anything_is_written(config, tmp_path, console, monkeypatch):
+    needed = iter([8000, 5000, 3000])  # of 1, 2 and 4 micro-batches
+    monkeypatch.setattr(loop.memory, "program_bytes", lambda program: next(needed) << 20)
+    monkeypatch.setattr(loop.memory, "device_bytes", lambda device: 4000 << 20)
+    with pytest.raises(
+        UserError, match=r"takes 7\.8 GiB .*has 3\.9 GiB; --config\.parallel\.micro_batches=4 takes 2\.9"
+    ):
+        loop.fit(config, tmp_path / "run", console=console)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_range_of_steps_is_profiled(config, tmp_path, console):
+    config.duration, config.logging.profile = "6 steps", (2, 4)
+    loop.fit(config, tmp_path / "run", console=console)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    assert "profile of steps (2, 4) in" in console.file.getvalue()
+
+
+def test_a_run_says_how_it_runs(config, tmp_path, console):
+    config.duration, config.parallel.strategy, config.parallel.micro_batches = "1 steps", "shard_map", 2
+    loop.fit(config, tmp_path / "run", console=console)
+    how = r"shard_map on 8 cpu devices, 8 images each in 2 micro-batches"
+    cost = r"; compiled in [\d.]+ s; a step takes [\d.]+ MiB of a device's [\d.]+ GiB"
+    assert re.search(how + cost, console.file.getvalue())
+    execution = json.loads((tmp_path / "run" / "run.json").read_text())["execution"]
+    assert (execution["devices"], execution["micro_batches"], execution["processes"]) == (8, 2, 1)

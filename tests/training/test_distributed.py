@@ -1,0 +1,150 @@
+"""Several processes: how they find each other, and that they are one run."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from flaxcnn import UserError
+from flaxcnn.training import distributed
+from flaxcnn.training.inference import load_trained
+from tests import faults
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """The arguments with which JAX was asked to join others, instead of joining them."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name in (*distributed._PROCESS_COUNTS, "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("variables", "joins"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_a_launcher_of_several_processes_is_noticed(initialized, monkeypatch, variables, joins):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    distributed.initialize()
+    assert len(initialized) == joins
+    distributed.initialize("none")
+    assert len(initialized) == joins
+    distributed.initialize("cluster")
+    assert len(initialized) == joins + 1
+
+
+def test_an_address_is_handed_on(initialized):
+    distributed.initialize("host:1234", 3, 2)
+    (arguments,) = initialized
+    expected = {"coordinator_address": "host:1234", "num_processes": 3, "process_id": 2}
+    assert arguments.items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1234",), "go together"),
+        (("auto", 2, 0), "go together"),
+        (("host", 2, 0), "write HOST:PORT"),
+        (("host:x", 2, 0), "write HOST:PORT"),
+        (("host:1", 2, 2), "--process_id is 2; it must be 0 or more and below 2"),
+    ],
+)
+def test_mistakes_are_one_line(initialized, arguments, message):
+    with pytest.raises(UserError, match=message) as raised:
+        distributed.initialize(*arguments)
+    assert "\n" not in str(raised.value) and not initialized
+
+
+def test_what_jax_cannot_find_is_one_line(initialized, monkeypatch):
+    def fail(**_):
+        raise ValueError("coordinator_address should be defined.\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match=r"cannot join the other processes: coordinator.*--coordinator=HOST:PORT"):
+        distributed.initialize("cluster")
+
+
+def test_where_one_process_fails_all_do(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda own: np.array([own, True, False]))
+    with pytest.raises(UserError, match="process 1 cannot go on; it says why"), distributed.together():
+        pass
+    with pytest.raises(UserError, match=r"^own$"), distributed.together():
+        raise UserError("own")
+
+
+# In double precision, in which 88 steps add up to no more than rounding.
+PRECISE = (
+    "--config.model.dtype=float64",
+    "--config.model.options.param_dtype=float64",
+    "--config.duration=2 epochs",
+    "--config.checkpoint.every=1 epochs",
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    with faults.variables(JAX_ENABLE_X64="1"):
+        run = faults.Run(tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("data"))
+        run.finish(*PRECISE)
+        yield run
+
+
+def assert_one_run(pair, alone):
+    """The same parameters to 1e-6, the same count and accuracy, and all of it said and written once."""
+    (_, found), (_, expected) = (load_trained(run.workdir) for run in (pair, alone))
+    assert int(found.step) == int(expected.step) == 88
+    for leaf, other in zip(*(jax.tree.leaves(state.variables) for state in (found, expected)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-12)
+    for name in ("count", "accuracy"):
+        assert pair.results()["test"][name] == alone.results()["test"][name]
+    assert [(r["kind"], r["step"]) for r in pair.records()] == [(r["kind"], r["step"]) for r in alone.records()]
+    assert len(list(pair.workdir.glob("events.out.*"))) == 1
+    run = json.loads((pair.workdir / "run.json").read_text())
+    assert (run["execution"]["processes"], run["execution"]["devices"]) == (2, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["shard_map", "pmap"])
+def test_two_processes_with_two_devices_each_are_one_run(tmp_path, alone, x64, strategy):
+    pair = faults.Pair(tmp_path, alone.data)
+    first, second = pair.finish_both(*PRECISE, f"--config.parallel.strategy={strategy}")
+    assert_one_run(pair, alone)
+    assert "test accuracy" in first and "accuracy" not in second
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="needs mpirun (Debian's openmpi-bin)")
+def test_mpirun_is_enough(tmp_path, alone, x64):
+    pair = faults.Pair(tmp_path, alone.data)
+    program = [sys.executable, str(faults.ROOT / "train.py"), f"--workdir={pair.workdir}", *faults.FLAGS, *PRECISE]
+    # Root may run it only where the variables say so; two processes may be more than there are cores.
+    environment = pair.environment | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["mpirun", "--oversubscribe", "-n", "2", *program]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert_one_run(pair, alone)
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_both_processes_with_one_line(tmp_path, alone):
+    pair = faults.Pair(tmp_path, alone.data)
+    for printed in pair.finish_both("--config.batch_size=30", code=2):
+        assert "error: batch_size is 30, which 4 devices cannot share; write 28 or 32" in printed
+    assert not any(tmp_path.iterdir())
