@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/lenet5_batch_norm.py
 
-Test accuracy 0.8916 with seed 0, in about 1.3 minutes on 2 busy CPU cores.
+Test accuracy 0.8941 with seed 0, in about 2 minutes on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict

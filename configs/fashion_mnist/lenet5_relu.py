@@ -14,7 +14,7 @@ from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleCon
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=64,
-        duration="10 epochs",
+        duration="20 epochs",
         model=ModelConfig(name="lenet5", options=ConfigDict({"activation": "relu", "pooling": "max"})),
         data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),
         optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9, weight_decay=5e-4),

@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/regnet.py
 
-Test accuracy 0.8659 with seed 0, in about 12 minutes on 2 busy CPU cores.
+Test accuracy 0.8714 with seed 0, in about 19 minutes on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/resnet.py
 
-Test accuracy 0.8894 with seed 0, in about 13 minutes on 2 busy CPU cores.
+Test accuracy 0.8886 with seed 0, in about 4 minutes on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict

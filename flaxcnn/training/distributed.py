@@ -47,8 +47,6 @@ def initialize(coordinator: str = "auto", num_processes: int | None = None, proc
             # Otherwise JAX would ask a launcher, if there is one, which of its devices are this process's.
             "cluster_detection_method": "deactivate",
         }
-    # Several steps under way at once may wait for each other where a CPU has fewer cores than devices.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError, KeyError) as error:

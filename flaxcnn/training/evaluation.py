@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxcnn.data.sampler import evaluation_batches
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.parallel import Strategy
+from flaxcnn.training.parallel import Program, Strategy
 from flaxcnn.training.state import TrainState
 from flaxcnn.training.step import make_eval_step
 
@@ -64,7 +64,7 @@ def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[Trai
         return eval_step(state, gather(data, indices, mask), axis_name=axis_name)
 
     add = jax.jit(lambda totals, metrics: jax.tree.map(jnp.add, totals, metrics))
-    programs: dict[int, jax.stages.Compiled] = {}
+    programs: dict[int, Program] = {}
 
     def evaluate(state: TrainState, data: Data) -> Evaluation:
         num_examples = len(data["label"])

@@ -10,6 +10,7 @@ import numpy as np
 from flaxcnn.data import datasets
 from flaxcnn.errors import UserError, nearest
 from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training.compilation import keep_compiled_programs
 from flaxcnn.training.evaluation import Evaluation, make_evaluator
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.loop import load_split, to_devices
@@ -31,6 +32,7 @@ def load_trained(
     Raises:
       UserError: no run, no such checkpoint, or no averages in it.
     """
+    keep_compiled_programs()
     workdir = Path(workdir)
     experiment = open_experiment(workdir)
     if averaged and not experiment.config.optimizer.ema_decay:

@@ -28,7 +28,7 @@ from flaxcnn.training.evaluation import Data, Evaluation, gather, make_evaluator
 from flaxcnn.training.experiment import Experiment, check_config, make_experiment
 from flaxcnn.training.interrupt import Interrupt
 from flaxcnn.training.logging import Recorder, say
-from flaxcnn.training.parallel import Strategy
+from flaxcnn.training.parallel import Program, Strategy
 from flaxcnn.training.profile import Profile
 from flaxcnn.training.report import print_evaluation, write_results
 from flaxcnn.training.state import Carry, TrainState, zero_metrics
@@ -260,7 +260,7 @@ def make_train_batch(
     plan: Plan,
     carry: Carry,
     data: Data,
-) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+) -> tuple[Program, dict[str, Any]]:
     """Compiles the step of the loop: it gathers a batch, takes the step, and adds up the metrics.
 
     Returns:
@@ -274,7 +274,7 @@ def make_train_batch(
     if config.parallel.batch_norm == "synchronized":
         model = strategy.synchronized(model)
 
-    def compile_step(micro_batches: int) -> jax.stages.Compiled:
+    def compile_step(micro_batches: int) -> Program:
         train_step = make_train_step(
             model,
             optimizer,

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import jax
 
 from flaxcnn.errors import UserError
-
-Program = jax.stages.Compiled
+from flaxcnn.training.parallel import Program
 
 
 def device_bytes(device: jax.Device) -> int:
@@ -19,7 +18,7 @@ def device_bytes(device: jax.Device) -> int:
 
 def program_bytes(program: Program) -> int:
     """Returns the most memory that a program takes on a device, its arguments and results included."""
-    analysis = program.memory_analysis()
+    analysis = program.compiled.memory_analysis()
     kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return kept + analysis.temp_size_in_bytes
 

@@ -22,6 +22,22 @@ Array = jax.Array
 AXIS = "devices"
 
 
+class Program:
+    """A function compiled for a strategy's devices, called with arrays of those shapes.
+
+    Attributes:
+      compiled: what JAX made of it.
+    """
+
+    def __init__(self, compiled: jax.stages.Compiled, *, waits: bool):
+        self.compiled, self._waits = compiled, waits
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs it; the results may not be there yet."""
+        results = self.compiled(*arguments)
+        return jax.block_until_ready(results) if self._waits else results
+
+
 class Strategy:
     """Some devices and a way to run one program on them.
 
@@ -98,7 +114,7 @@ class Strategy:
         *,
         split: tuple[int, ...],
         donate: tuple[int, ...] = (),
-    ) -> jax.stages.Compiled:
+    ) -> Program:
         """Compiles a function of one device's share for all devices.
 
         Args:
@@ -138,4 +154,7 @@ class Strategy:
             program = jax.jit(shares, donate_argnums=donate)
         else:
             program = jax.jit(on_share, donate_argnums=donate)
-        return program.lower(*arguments).compile()
+        # The devices of one CPU share its threads: a second program under way may keep from the first those that
+        # its sums still wait for, and both would stand still.
+        waits = self.num_devices > 1 and self.device.platform == "cpu"
+        return Program(program.lower(*arguments).compile(), waits=waits)
