@@ -74,7 +74,11 @@ def check_forward_and_backward(name, channels, num_classes, dtype, **fields):
 
 @pytest.mark.parametrize(
     ("name", "fields", "channels", "num_classes", "dtype"),
-    [(*net, *case) for net, case in zip(QUICK, itertools.cycle(CASES), strict=False)],
+    [
+        # A few by default: a convolution with groups, a norm of another kind, residual and gated blocks.
+        pytest.param(*net, *case, marks=() if number in (2, 5, 7, 15) else pytest.mark.slow)
+        for number, (net, case) in enumerate(zip(QUICK, itertools.cycle(CASES), strict=False))
+    ],
 )
 def test_values_and_gradients_at_the_least_size(name, fields, channels, num_classes, dtype):
     check_forward_and_backward(name, channels, num_classes, dtype, **fields)
@@ -144,7 +148,7 @@ def test_images_of_another_rank_are_refused(shape):
         ("resnet18", {"groups": 2}, "groups of ResNet does nothing with blocks of the kind basic"),
         ("resnet18", {"depths": [2, 2, 2, 2.5]}, "depths of resnet18 takes whole numbers"),
         ("resnet18", {"depths": [2, 2, 2, 0]}, "depths of ResNet must be above 0"),
-        ("resnet20", {"widths": [64, 32, 16]}, "widths that do not fall"),
+        ("resnet20", {"widths": [64, 32, 16]}, "channels that do not fall"),
         ("alexnet", {"groups": [2, 1, 1, 1, 1]}, "conv1 of AlexNet sees the image whole"),
         ("densenet121", {"growth_rate": 0}, "growth_rate of DenseNet must be above 0"),
         ("vgg11", {"blocks": [[1, 0]]}, "blocks of VGG must be above 0"),

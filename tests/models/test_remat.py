@@ -31,6 +31,10 @@ NETS = {
     "vgg": ("vgg11_bn", {"blocks": ((1, 4), (1, 8)), "hidden": 8, "pooled_size": 1}, [1, 1]),
     "nin": ("nin_cifar", {"blocks": ((3, 1, 1, 4, 4, 4),)}, [1, 1]),
 }
+# The others take longer to compile.
+FAMILIES = [
+    pytest.param(name, marks=() if name in ("resnet", "densenet", "vgg") else pytest.mark.slow) for name in NETS
+]
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def loss_of(model, variables, images):
     return loss
 
 
-@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_training_is_the_same_and_every_block_is_computed_again(family, few_inceptions, x64):
     plain, again = (
         small_net(family, remat=remat, dtype="float64", param_dtype="float64") for remat in (False, True)
@@ -88,7 +92,7 @@ def test_training_is_the_same_and_every_block_is_computed_again(family, few_ince
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), *results)
 
 
-@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_initial_values_and_cost_are_the_same(family, few_inceptions):
     models = [small_net(family, remat=remat) for remat in (False, True)]
     images = images_for(models[0])

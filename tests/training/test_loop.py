@@ -57,7 +57,7 @@ def test_a_run_leaves_its_numbers_and_pictures(config, tmp_path, console):
     assert evaluate(experiment, state).accuracy == result.accuracy
 
 
-@pytest.mark.parametrize("precision", ["x32", "x64"])
+@pytest.mark.parametrize("precision", ["x32", pytest.param("x64", marks=pytest.mark.slow)])
 def test_the_step_compiles_once_also_after_a_restart(
     config, tmp_path, console, monkeypatch, caplog, precision, request
 ):
@@ -341,7 +341,11 @@ def indices_seen(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(("first", "second"), [("pmap", "jit"), ("jit", "pmap"), ("shard_map", "pmap")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("pmap", "jit")]
+    + [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("jit", "pmap"), ("shard_map", "jit"))],
+)
 def test_a_checkpoint_goes_on_under_another_strategy(config, tmp_path, console, monkeypatch, first, second):
     """On eight devices and on one: the same examples in the same order, to the same numbers."""
     seen = indices_seen(monkeypatch)
@@ -388,6 +392,7 @@ def test_without_averages_there_are_none_to_load(config, tmp_path, console):
         load_trained(tmp_path / "run", averaged=True)
 
 
+@pytest.mark.slow
 def test_float16_trains_with_a_loss_scale(config, tmp_path, console):
     config.duration = "1 epochs"
     expected = loop.fit(config, tmp_path / "float32", console=console)

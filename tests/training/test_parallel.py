@@ -76,8 +76,12 @@ def assert_same(found, expected, rtol):
         np.testing.assert_allclose(leaf, other, rtol=rtol, atol=rtol * np.abs(other).max())
 
 
-@pytest.mark.parametrize("strategy", ["shard_map", "pmap"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [(name, "shard_map") for name in NETWORKS]
+    + [("resnet20", "pmap")]
+    + [pytest.param(name, "pmap", marks=pytest.mark.slow) for name in NETWORKS if name != "resnet20"],
+)
 def test_twenty_steps_on_eight_devices_are_those_on_one(x64, name, strategy):
     found = train(name, strategy)
     assert_same(found, on_one_device(name), rtol=1e-9)
