@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
         loop.fit(command.config, command.workdir)
     except (UserError, OSError) as error:  # OSError: a folder that may not be entered, a full disk
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return distributed.leave(2)
     except KeyboardInterrupt:
-        return 130
+        return distributed.leave(130)
     except loop.Interrupted as interrupted:
         if distributed.is_primary():
             print(interrupted, file=sys.stderr)

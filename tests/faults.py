@@ -33,6 +33,7 @@ KILLS = 20
 NOT_TRIED = "could not be tried: no right to mount a small file system"
 FLAGS = (
     "--config.model.options.norm=batch_norm",
+    "--config.optimizer.ema_decay=0.99",
     "--config.data.image_size=12",
     "--config.duration=6 epochs",
     "--config.logging.every=10 steps",
@@ -192,6 +193,12 @@ def flip_a_bit(checkpoint: Path) -> None:
 def delete_metadata(checkpoint: Path) -> None:
     for path in [*checkpoint.rglob("*METADATA*"), *checkpoint.rglob("array_metadatas/*")]:
         path.unlink()
+
+
+def spoil_the_accuracy(checkpoint: Path) -> None:
+    folder = checkpoint / "metrics"
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics").write_text('{"accur')
 
 
 def all_damaged(run: Run) -> Outcome:
@@ -383,6 +390,7 @@ SINGLE = {
     "truncated": damaged_by("newest checkpoint truncated", truncate),
     "bit": damaged_by("one bit of the newest checkpoint changed", flip_a_bit),
     "metadata": damaged_by("metadata of the newest checkpoint deleted", delete_metadata),
+    "accuracy": damaged_by("accuracy of the newest checkpoint cut off", spoil_the_accuracy),
     "all_truncated": all_damaged,
     "disk_checkpoint": disk_full_at_a_checkpoint,
     "disk_record": disk_full_at_a_record,

@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/alexnet.py
 
-Test accuracy 0.8451 with seed 0, in about 4 minutes on 2 busy CPU cores.
+Test accuracy 0.7523 with seed 0, in about 3 minutes on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleCon
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="6 epochs",
+        duration="3 epochs",
         model=ModelConfig(
             name="alexnet", options=ConfigDict({"widths": [24, 64, 96, 96, 64], "pooled_size": 1, "hidden": 256})
         ),

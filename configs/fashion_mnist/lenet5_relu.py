@@ -1,9 +1,9 @@
-"""LeNet-5 on Fashion-MNIST with ReLU and max pooling, for 10 epochs, images mirrored at random.
+"""LeNet-5 on Fashion-MNIST with ReLU and max pooling, for 20 epochs, images mirrored at random.
 
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/lenet5_relu.py
 
-Test accuracy 0.9110, the mean of seeds 0, 1 and 2 (0.9091, 0.9115, 0.9125), in about 4 minutes on 2 busy CPU cores.
+Test accuracy 0.9146, the mean of seeds 0 and 1 (0.9134, 0.9158), in about 8 minutes on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict

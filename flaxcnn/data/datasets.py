@@ -90,9 +90,18 @@ def load(
             images[index] = image if size is None else resize_and_center_crop(image, size)
             labels[index] = feature[label_key].int64_list.value[0]
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for done in [pool.submit(read, start) for start in range(0, num_examples, READ_AT_ONCE)]:
-            done.result()
+    try:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for done in [pool.submit(read, start) for start in range(0, num_examples, READ_AT_ONCE)]:
+                done.result()
+    except UserError:
+        raise
+    except (RuntimeError, OSError, ValueError, KeyError, IndexError) as error:  # whatever a damaged file leads to
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise UserError(
+            f"cannot read split {split!r} of {builder.name} in {builder.data_path}: {reason}; put its files back, "
+            f"or remove the folder and prepare it again"
+        ) from error
     names = class_names(builder)
     if not (labels.min() >= 0 and labels.max() < len(names)):
         raise UserError(f"split {split!r} of {builder.name} holds images without a label; take another split")

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import os
 import shutil
 import sys
@@ -48,6 +49,7 @@ class Checkpoints:
         )
         self._folder = (workdir / CHECKPOINTS).resolve()
         self._damaged = self._folder.with_name("damaged")
+        self._warnings = self._check_metrics(read_only=keep is None)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -82,12 +84,13 @@ class Checkpoints:
         Raises:
           UserError: it, or the one before it, could not be written.
         """
+        self.finish()
         with together():
             self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(carry)))
         # Orbax may still read the arrays while the next step overwrites them, so it gets arrays of its own.
         snapshot = jax.tree.map(jnp.copy, carry)
         metrics = None if accuracy is None else {"accuracy": accuracy}
-        with self._explained():  # also what went wrong with the one before, in the background
+        with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(snapshot)}),
@@ -154,17 +157,40 @@ class Checkpoints:
         if failures and carry is None:
             first = next(iter(failures.values()))
             raise UserError(f"no checkpoint in {self._folder} can be read: {first}; choose another --workdir")
-        for error in failures.values():
-            warn(f"warning: {error}; taking the one before it, and keeping this in {self._damaged.name}/")
+        for line in [*self._warnings, *map(str, failures.values())]:
+            warn(f"warning: {line}; taking the one before it, and keeping this in {self._damaged.name}/")
         if failures:
-            if is_primary():
-                self._damaged.mkdir(exist_ok=True)
-                for step in failures:
-                    target = self._damaged / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
-                    (self._folder / str(step)).rename(target)
             with together():
-                self._manager.reload()
+                for step in failures:
+                    self._set_aside(step)
+            self._manager.reload()
         return carry
+
+    def _check_metrics(self, *, read_only: bool) -> list[str]:
+        """Sets checkpoints aside whose accuracy cannot be read, at which orbax would fail; returns what to say.
+
+        Raises:
+          UserError: there is one, and the folder is only read.
+        """
+        lines = []
+        with together():
+            for path in sorted(self._folder.glob("[0-9]*/metrics/metrics")):
+                try:
+                    float(json.loads(path.read_text())["accuracy"])
+                except (ValueError, KeyError, TypeError):
+                    step = int(path.parent.parent.name)
+                    lines.append(f"checkpoint {step} is damaged (its accuracy cannot be read)")
+                    if read_only:
+                        raise UserError(lines[-1]) from None
+        with together():
+            for line in lines:
+                self._set_aside(int(line.split()[1]))
+        return lines
+
+    def _set_aside(self, step: int) -> None:
+        if is_primary():
+            self._damaged.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(self._damaged / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}")
 
     def _check_space(self, needed: int) -> None:
         """Raises `UserError` if the disk is too full: asked beforehand, because threads below orbax fail loudly."""
@@ -213,7 +239,11 @@ def _quietly(function: Callable[[], Any]) -> tuple[Any, str]:
         result, failure = None, ""
         try:
             result = function()
+        except PermissionError:
+            raise
         except Exception as error:  # orbax and what lies below it raise all kinds
+            if "RESOURCE_EXHAUSTED" in str(error):  # of the device, and no fault of the file
+                raise
             failure = _first_line(error)
         finally:
             if failure:

@@ -1,5 +1,6 @@
 """Compiled programs kept on disk, so that the second start does not compile."""
 
+import os
 import platform
 import zlib
 from pathlib import Path
@@ -15,7 +16,8 @@ def keep_compiled_programs() -> None:
         # JAX's key does not know the CPU, for whose instructions a program is compiled; homes may be shared.
         folder = cache_folder("compiled") / f"{platform.machine()}-{zlib.crc32(_cpu()):08x}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _cpu() -> bytes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -27,7 +28,8 @@ def initialize(coordinator: str = "auto", num_processes: int | None = None, proc
       process_id: of this process, from 0.
 
     Raises:
-      UserError: the arguments do not go together, or the others cannot be found.
+      UserError: the arguments do not go together, or JAX finds no launcher. If the others do not come within five
+        minutes, JAX itself ends the process.
     """
     explicit = coordinator not in ("auto", "cluster", "none")
     if explicit != (num_processes is not None) or explicit != (process_id is not None):
@@ -66,13 +68,22 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def leave(code: int) -> int:
+    """Returns an exit code; or, if there are other processes, which may wait for this one, ends it at once."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block that ends well in all processes or in none: where one raises a `UserError`, all do."""
-    own: UserError | None = None
+    """A block that ends well in all processes or in none: where one raises a `UserError`, or `OSError`, all do."""
+    own: Exception | None = None
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         own = error
     if jax.process_count() > 1:
         failed = np.flatnonzero(multihost_utils.process_allgather(np.array(own is not None)))

@@ -13,7 +13,7 @@ from flaxcnn.data.preprocess import preprocess
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, model_info
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
-from flaxcnn.training.state import TrainState, create_state
+from flaxcnn.training.state import Carry, TrainState, create_state
 from flaxcnn.training.step import Preprocess
 
 
@@ -60,6 +60,11 @@ class Experiment:
             ema=self.config.optimizer.ema_decay > 0,
             loss_scale=self.config.model.dtype == "float16",
         )
+
+    def create_carry(self, optimizer: optax.GradientTransformation) -> Carry:
+        """Returns what the loop starts from."""
+        double = self.config.model.dtype == "float64"
+        return Carry.start(self.create_state(optimizer), jnp.float64 if double else jnp.float32)
 
 
 def check_config(config: TrainConfig) -> None:

@@ -15,7 +15,7 @@ from flaxcnn.training.evaluation import Evaluation, make_evaluator
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.loop import load_split, to_devices
 from flaxcnn.training.parallel import Strategy
-from flaxcnn.training.state import Carry, TrainState
+from flaxcnn.training.state import TrainState
 from flaxcnn.training.workdir import has_checkpoints, open_experiment
 
 
@@ -46,7 +46,7 @@ def load_trained(
             steps = ", ".join(map(str, checkpoints.steps))
             raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; write latest, best or one of {steps}")
         # Only shapes are needed of what will be restored, so nothing is initialised.
-        like = jax.eval_shape(lambda: Carry.start(experiment.create_state(experiment.optimizer())))
+        like = jax.eval_shape(lambda: experiment.create_carry(experiment.optimizer()))
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         state = checkpoints.restore(step, jax.tree.map(lambda leaf: leaf.update(sharding=sharding), like)).state
         return experiment, state.averaged() if averaged else state

@@ -118,12 +118,15 @@ class Recorder:
         if self._clock is None:
             self._clock = step - 1, time.perf_counter()
 
-    def interval(self, step: int, means: dict[str, float], learning_rate: float) -> None:
-        """Records the training since the last such record."""
+    def measure(self, step: int) -> None:
+        """Takes the speed up to this step, which the device has finished; the next tick starts the clock again."""
         if self._clock is not None:
             since, seconds = step - self._clock[0], time.perf_counter() - self._clock[1]
             self._steps_per_second = since / max(seconds, 1e-9)
             self._clock = None
+
+    def interval(self, step: int, means: dict[str, float], learning_rate: float) -> None:
+        """Records the training since the last such record."""
         rate = {"learning_rate": learning_rate, "images_per_second": self._images_per_second}
         self._write("interval", step, {**means, **rate})
         numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}  {self._speed(step)}"
@@ -131,7 +134,6 @@ class Recorder:
 
     def test(self, kind: str, step: int, scalars: dict[str, float]) -> None:
         """Records an evaluation of the live ("test") or the averaged parameters ("averaged")."""
-        self._clock = None
         self._write(kind, step, scalars)
 
     def epoch(self, step: int, means: dict[str, float], accuracies: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich.console
+from jax.experimental import multihost_utils
 
 from flaxcnn.config import TrainConfig, to_steps
 from flaxcnn.data import datasets
@@ -31,7 +32,7 @@ from flaxcnn.training.logging import Recorder, say
 from flaxcnn.training.parallel import Program, Strategy
 from flaxcnn.training.profile import Profile
 from flaxcnn.training.report import print_evaluation, write_results
-from flaxcnn.training.state import Carry, TrainState, zero_metrics
+from flaxcnn.training.state import Carry, TrainState, zeros_like
 from flaxcnn.training.step import make_train_step
 
 # After so many steps in a row whose gradients are not finite, training has diverged. From its start, the loss scale
@@ -90,7 +91,7 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
 
     train, test = to_devices(train, strategy), to_devices(test, strategy)
     optimizer = experiment.optimizer(plan.per_epoch)
-    carry = strategy.create(lambda: Carry.start(experiment.create_state(optimizer)))
+    carry = strategy.create(lambda: experiment.create_carry(optimizer))
     with together(), console.status("compiling"):
         train_batch, execution = make_train_batch(experiment, optimizer, strategy, plan, carry, train)
     say(console, describe(execution))
@@ -147,6 +148,8 @@ class Plan:
             less = batch_size // devices * devices
             sizes = " or ".join(str(size) for size in (less, less + devices) if size)
             raise UserError(f"batch_size is {batch_size}, which {devices} devices cannot share; write {sizes}")
+        if (profile := self.config.logging.profile) and profile[1] > self.total:
+            raise UserError(f"logging.profile is {profile}, and the run ends with step {self.total:,}")
         parts = self.config.parallel.micro_batches or 1
         if self.share % parts:
             raise UserError(
@@ -209,7 +212,7 @@ def _train(
 
     Returns the last state, and its evaluations, or none if no step was left to take.
     """
-    step, evaluations = int(carry.state.step), {}
+    step, evaluations, owed = int(carry.state.step), {}, False
     if step >= plan.total:
         say(console, f"{workdir} is complete; a longer --config.duration or another --workdir trains on")
     elif step:
@@ -229,23 +232,31 @@ def _train(
             if profile.after(step, carry):
                 say(console, f"profile of steps {plan.config.logging.profile} in {workdir / 'profile'}")
             signal = interrupt.after(step)
-            if plan.logs(step) or plan.evaluates(step) or plan.saves(step) or signal:
-                skipped = _check_health(carry, step)
-            if plan.logs(step):
-                rate = float(schedule(max(int(optax.tree.get(carry.state.opt_state, "count")) - 1, 0)))
-                recorder.interval(step, _means(carry.interval), rate)
-                carry = carry.replace(interval=plan.strategy.replicate(zero_metrics()))
+            owed = owed or plan.saves(step)
+            if not (plan.logs(step) or plan.evaluates(step) or owed or signal):
+                continue
+            skipped = _check_health(carry, step)
+            interval, epoch = _means(carry.interval), _means(carry.epoch)
+            count = int(optax.tree.get(carry.state.opt_state, "count"))  # of the steps that were not skipped
+            recorder.measure(step)
             if plan.evaluates(step):
                 evaluations = evaluate(carry.state)
+            with together():  # only one process writes
+                if plan.logs(step):
+                    recorder.interval(step, interval, float(schedule(max(count - 1, 0))))
                 for kind, evaluation in evaluations.items():
                     recorder.test(kind, step, evaluation.scalars)
-            if plan.ends_epoch(step):
-                recorder.epoch(step, _means(carry.epoch), {kind: e.accuracy for kind, e in evaluations.items()})
-                carry = carry.replace(epoch=plan.strategy.replicate(zero_metrics()))
-            # While gradients are not finite nothing new is worth saving, and what is there must not be pushed out.
-            if (plan.saves(step) and not skipped) or signal or step == plan.total:
+                if plan.ends_epoch(step):
+                    recorder.epoch(step, epoch, {kind: e.accuracy for kind, e in evaluations.items()})
                 recorder.flush()
+            if plan.logs(step):
+                carry = carry.replace(interval=plan.strategy.replicate(zeros_like(carry.interval)))
+            if plan.ends_epoch(step):
+                carry = carry.replace(epoch=plan.strategy.replicate(zeros_like(carry.epoch)))
+            # While steps are skipped nothing new is worth saving, and what is there must not be pushed out.
+            if (owed and not skipped) or signal or step == plan.total:
                 checkpoints.save(step, carry, evaluations["test"].accuracy if evaluations else None)
+                owed = False
             if signal and step < plan.total:
                 checkpoints.finish()
                 message = f"stopped and saved after step {step:,} of {plan.total:,}; the same command continues"
@@ -299,7 +310,9 @@ def make_train_batch(
         return strategy.compile(train_batch, arguments, split=(2,), donate=(0,))
 
     start = time.perf_counter()
-    limit = memory.device_bytes(strategy.device)
+    # A save keeps a second carry for a while; and all processes must come to the same number.
+    limit = memory.device_bytes(strategy.device) - sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+    limit = int(multihost_utils.process_allgather(np.array(limit)).min()) if jax.process_count() > 1 else limit
     wanted = config.parallel.micro_batches
     program, micro_batches = memory.find_program(compile_step, wanted=wanted, share=plan.share, limit=limit)
     return program, {

@@ -39,8 +39,13 @@ def find_program(
     """
     tried: dict[int, int] = {}
     for count in _candidates(share, wanted or 1):
-        program = compile_step(count)
-        tried[count] = program_bytes(program)
+        try:
+            program = compile_step(count)
+            tried[count] = program_bytes(program)
+        except jax.errors.JaxRuntimeError as error:  # some compilers say themselves that it does not fit
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            tried[count] = limit + 1
         if tried[count] <= limit:
             if wanted in (None, count):
                 return program, count

@@ -7,6 +7,7 @@ Left out on purpose: `jit` that partitions the step by the shardings of its argu
 batch on every device for a grouped convolution, and BatchNorm is silently computed over all devices.
 """
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ class Strategy:
         """Takes all devices of all processes, or the first under "jit"; "auto" is "shard_map" if there are several.
 
         Raises:
-          UserError: "jit" with several processes.
+          UserError: "jit" with several processes, or processes with different numbers of devices.
         """
         # In this order the devices of a process lie side by side, and so do its rows of a batch.
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -62,6 +63,9 @@ class Strategy:
                     f"write 'shard_map', or start one process"
                 )
             devices = devices[:1]
+        counts = collections.Counter(device.process_index for device in devices).values()
+        if len(set(counts)) > 1:
+            raise UserError(f"the processes have {sorted(counts)} devices; each must have as many as the others")
         self.axis_name = None if self.name == "jit" else AXIS
         self._mesh = Mesh(np.array(devices), (AXIS,))
 

@@ -40,9 +40,12 @@ def apply_to_share(
         if isinstance(module, nn.BatchNorm):
             momenta[module.path] = module.momentum
         is_call = isinstance(module, nn.Dropout) and context.method_name == "__call__" and "rng" not in keywords
-        if not is_call or module.rate == 0 or arguments[0].shape[0] != positions.shape[0]:
+        if not is_call or module.rate == 0:
             return next_function(*arguments, **keywords)
         inputs, *others = arguments
+        if inputs.shape[0] != positions.shape[0]:
+            path = "/".join(module.path)
+            raise ValueError(f"dropout {path} takes {inputs.shape}, whose first axis is not that of the batch")
         keys = fold_in_each(module.make_rng(module.rng_collection), positions)
         return jax.vmap(lambda x, key: next_function(x[None], *others, rng=key, **keywords)[0])(inputs, keys)
 

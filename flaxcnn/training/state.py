@@ -32,11 +32,14 @@ class LossScale:
         return cls(scale=jnp.asarray(2.0**15, jnp.float32), good_steps=jnp.zeros((), jnp.int32))
 
     def adjust(self, finite: Array, *, growth_interval: int = 2000) -> "LossScale":
-        """Returns the next scale: half of it, never below 1, after gradients that were not finite; twice after
-        `growth_interval` steps in a row that were."""
+        """Returns the next scale: half of it after a step that was not finite, twice after so many that were.
+
+        It stays between 1 and 2**24.
+        """
         good_steps = jnp.where(finite, self.good_steps + 1, 0)
         grows = good_steps >= growth_interval
-        scale = jnp.where(finite, jnp.where(grows, self.scale * 2, self.scale), jnp.maximum(self.scale / 2, 1))
+        larger = jnp.where(grows, jnp.minimum(self.scale * 2, 2.0**24), self.scale)
+        scale = jnp.where(finite, larger, jnp.maximum(self.scale / 2, 1))
         return LossScale(scale=scale, good_steps=jnp.where(grows, 0, good_steps))
 
 
@@ -89,18 +92,19 @@ class Carry:
     skipped_in_a_row: Array
 
     @classmethod
-    def start(cls, state: TrainState) -> "Carry":
+    def start(cls, state: TrainState, loss_dtype: Any = jnp.float32) -> "Carry":
         """Returns the carry of a state of which nothing has been summed yet."""
-        zeros = jax.tree.map(jnp.asarray, (zero_metrics(), zero_metrics(), np.zeros((), np.int32)))
-        return cls(state, *zeros)
+
+        def nothing():
+            counts = {name: jnp.zeros((), jnp.int32) for name in ("correct", "count", "skipped")}
+            return {"loss": jnp.zeros((), loss_dtype)} | counts
+
+        return cls(state, interval=nothing(), epoch=nothing(), skipped_in_a_row=jnp.zeros((), jnp.int32))
 
 
-def zero_metrics() -> dict[str, np.ndarray]:
-    """Returns the sums of no training metrics, on the host."""
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    return {"loss": np.zeros((), dtype)} | {
-        name: np.zeros((), np.int32) for name in ("correct", "count", "skipped")
-    }
+def zeros_like(sums: dict[str, Array]) -> dict[str, np.ndarray]:
+    """Returns the sums of no training metrics, on the host, with the dtypes of others."""
+    return {name: np.zeros((), leaf.dtype) for name, leaf in sums.items()}
 
 
 def create_state(

@@ -40,8 +40,8 @@ def make_train_step(
     the batch is one device's share, and gradients, statistics and metrics are those of the whole. Augmentation and
     dropout depend on the seed, the step and the example's place in the whole batch, not on how it is split.
 
-    If a gradient or a running statistic is not finite, parameters, statistics, optimizer and averages stay as they
-    are, the loss scale is halved, and the step counts as one of `skipped` and as no example.
+    If the loss, a gradient or a running statistic is not finite, parameters, statistics, optimizer and averages
+    stay as they are, the loss scale is halved, and the step counts as one of `skipped` and as no example.
 
     Args:
       model: network, called with `train=True`.
@@ -94,7 +94,8 @@ def make_train_step(
         correction = total / (metrics["count"] * scale)
         gradients = jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), gradients)
         batch_stats = merge_statistics(batch_stats, momenta, axis_name)
-        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, batch_stats))]).all()
+        checked = jax.tree.leaves((gradients, batch_stats, metrics["loss"]))
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]).all()
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -179,8 +180,7 @@ def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Bat
         terms, others = function(part)
         return jax.tree.map(jnp.add, sums, terms), others
 
-    # XLA:CPU runs convolutions inside a loop many times slower.
-    return jax.lax.scan(add, nothing, parts, unroll=jax.default_backend() == "cpu")
+    return jax.lax.scan(add, nothing, parts)
 
 
 def _sum_over(axis_name: str | None, tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 run.json          configuration, data set, devices, package versions and git revision of the run
 checkpoints/      one folder a checkpoint, named by its step
+lock              held while a run writes to the folder
 damaged/          checkpoints that could not be read, moved out of the way
 profile/          traces of steps that were asked for
 metrics.jsonl     one record a line
@@ -10,11 +11,13 @@ results.json, *.png   the end of the run
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -149,6 +152,9 @@ def opened(workdir: Path, experiment: Experiment, execution: Mapping[str, Any]) 
                 except OSError as error:
                     raise UserError(f"work directory {workdir} cannot be written to: {error.strerror}") from None
         with together():
+            deadline = time.monotonic() + 60  # a shared folder may show it late
+            while not (workdir / RUN_FILE).is_file() and time.monotonic() < deadline:
+                time.sleep(0.5)
             if not (workdir / RUN_FILE).is_file():
                 raise UserError(f"work directory {workdir} is another folder on each host; name one that all share")
         yield
@@ -157,13 +163,15 @@ def opened(workdir: Path, experiment: Experiment, execution: Mapping[str, Any]) 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """Holds a lock on a folder, which ends with the process, however that ends."""
-    descriptor = os.open(workdir, os.O_RDONLY)
+    descriptor = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT)
     try:
-        with contextlib.suppress(OSError):  # file systems without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is training in {workdir}; choose another --workdir") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {workdir}; choose another --workdir") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # file systems without locks
+                raise
         yield
     finally:
         os.close(descriptor)

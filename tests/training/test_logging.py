@@ -104,11 +104,12 @@ def test_the_speed_leaves_evaluations_out(tmp_path):
     console = rich.console.Console(file=io.StringIO())
     with Recorder(tmp_path, console, start=0, total=3, per_epoch=3, batch_size=10) as recorder:
         recorder.tick(1)
-        recorder.test("test", 1, {"accuracy": 0.0})
+        recorder.measure(1)
         time.sleep(0.3)
         recorder.tick(2)
         time.sleep(0.1)
         recorder.tick(3)
+        recorder.measure(3)
         recorder.interval(3, {"loss": 1.0, "accuracy": 0.0}, learning_rate=0.1)
     record = read_metrics(tmp_path)[-1]
     assert 100 < record["images_per_second"] <= 200  # 20 images in 0.1 s, not 30 in 0.4 s

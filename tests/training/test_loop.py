@@ -89,7 +89,7 @@ def test_the_step_compiles_once_also_after_a_restart(
 class Host:
     """A leaf in place of a device array that notes each time the host asks for its value."""
 
-    reads = 0
+    reads, dtype = 0, np.dtype("float32")
 
     def _read(self):
         Host.reads += 1
