@@ -422,7 +422,9 @@ def main() -> None:
             whole.finish_both() if isinstance(whole, Pair) else whole.finish()
             for name, fault in names.items():
                 outcome = try_fault(name, Path(folder, name), data, whole)
-                printed = outcome.printed.replace(f"{Path(folder, name)}{os.sep}", "").replace("|", "\\|")
+                printed = outcome.printed
+                for part in (Path(folder, name), folder):
+                    printed = printed.replace(f"{part}{os.sep}", "")
                 rows.append(f"| {fault.__doc__} | {printed} | {outcome.then} |")
                 print(rows[-1], file=sys.stderr, flush=True)
     page = PAGE.read_text()

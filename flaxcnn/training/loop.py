@@ -312,7 +312,8 @@ def make_train_batch(
     start = time.perf_counter()
     # A save keeps a second carry for a while; and all processes must come to the same number.
     limit = memory.device_bytes(strategy.device) - sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
-    limit = int(multihost_utils.process_allgather(np.array(limit)).min()) if jax.process_count() > 1 else limit
+    if jax.process_count() > 1:  # in MiB, because JAX sends 32 bits
+        limit = int(multihost_utils.process_allgather(np.array(limit >> 20, np.int32)).min()) << 20
     wanted = config.parallel.micro_batches
     program, micro_batches = memory.find_program(compile_step, wanted=wanted, share=plan.share, limit=limit)
     return program, {

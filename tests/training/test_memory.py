@@ -4,11 +4,15 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
-from flaxcnn import UserError
+from flaxcnn import UserError, create_model
 from flaxcnn.training import memory
-from flaxcnn.training.parallel import Program
+from flaxcnn.training.parallel import Program, Strategy
+from flaxcnn.training.step import make_train_step
+from tests.variables import random_state
 
 
 class Compiled:
@@ -65,3 +69,15 @@ def test_the_memory_of_a_cpu_is_shared_by_its_devices():
 @pytest.mark.parametrize(("count", "text"), [(1 << 20, "1.0 MiB"), (5 << 29, "2.5 GiB")])
 def test_bytes_as_text(count, text):
     assert memory.as_text(count) == text
+
+
+def test_micro_batches_do_save_memory():
+    """Of a real step, most of whose memory are the maps of its images."""
+    strategy, model = Strategy("jit"), create_model("lenet5")
+    state = random_state(model, optax.sgd(0.1), (28, 28, 1))
+    batch = {"image": np.zeros((512, 28, 28, 1), np.uint8), "label": np.zeros(512, np.int32), "mask": np.ones(512)}
+    needed = []
+    for parts in (1, 8):
+        step = make_train_step(model, optax.sgd(0.1), lambda x, keys: x / 255, micro_batches=parts)
+        needed.append(memory.program_bytes(strategy.compile(step, (state, batch), split=(1,))))
+    assert needed[1] < needed[0] / 2
