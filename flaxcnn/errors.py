@@ -15,3 +15,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a hint of the known names closest to a mistyped one: "; did you mean a, b?", or ""."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """Returns the first line of what an exception says, cut to a length, or its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:length]

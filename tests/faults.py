@@ -222,15 +222,18 @@ def all_damaged(run: Run) -> Outcome:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[bool]:
-    """Mounts a small file system, where that is allowed."""
+    """Mounts a small file system, where that is allowed; in the end the folder holds what was on it."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
     try:
         yield mounted
+        shutil.copytree(folder, folder.with_name("kept"))
     finally:
         if mounted:
             subprocess.run(["umount", str(folder)], check=True)
+    folder.rmdir()
+    folder.with_name("kept").rename(folder)
 
 
 def disk_full_at_a_checkpoint(run: Run) -> Outcome:
@@ -242,9 +245,6 @@ def disk_full_at_a_checkpoint(run: Run) -> Outcome:
         assert run.checkpoints
         subprocess.run(["mount", "-o", "remount,size=50m", str(run.workdir)], check=True)
         run.finish()
-        shutil.copytree(run.workdir, run.workdir.with_name("kept"))
-    shutil.rmtree(run.workdir)
-    run.workdir.with_name("kept").rename(run.workdir)
     return Outcome(last_line(printed), "with space made, " + Outcome("").then)
 
 
@@ -262,9 +262,6 @@ def disk_full_at_a_record(run: Run) -> Outcome:
         printed = run.end(process, code=2)
         filler.unlink()
         run.finish()
-        shutil.copytree(run.workdir, run.workdir.with_name("kept"))
-    shutil.rmtree(run.workdir)
-    run.workdir.with_name("kept").rename(run.workdir)
     return Outcome(last_line(printed), "with space made, " + Outcome("").then)
 
 

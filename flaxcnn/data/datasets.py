@@ -11,7 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from flaxcnn.data.digits import Digits
 from flaxcnn.data.prepare import is_prepared, open_builder, prepare
-from flaxcnn.errors import UserError, nearest
+from flaxcnn.errors import UserError, first_line, nearest
 
 READ_AT_ONCE = 1024
 
@@ -97,10 +97,9 @@ def load(
     except UserError:
         raise
     except (RuntimeError, OSError, ValueError, KeyError, IndexError) as error:  # whatever a damaged file leads to
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise UserError(
-            f"cannot read split {split!r} of {builder.name} in {builder.data_path}: {reason}; put its files back, "
-            f"or remove the folder and prepare it again"
+            f"cannot read split {split!r} of {builder.name} in {builder.data_path}: {first_line(error)}; put its "
+            f"files back, or remove the folder and prepare it again"
         ) from error
     names = class_names(builder)
     if not (labels.min() >= 0 and labels.max() < len(names)):

@@ -17,7 +17,7 @@ from tensorflow_datasets.core import registered
 from tensorflow_datasets.core.download import checksums, downloader, resource
 
 from flaxcnn.data import digits
-from flaxcnn.errors import UserError, nearest
+from flaxcnn.errors import UserError, first_line, nearest
 
 FILE_FORMAT = "array_record"
 
@@ -45,7 +45,7 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
                 f"data set {name} is prepared as {found[1].lower()}, which only TensorFlow reads; prepare it into "
                 f"another folder with --data-dir, and name that in data.data_dir"
             ) from None
-        reason = re.sub(r'^Failed to construct dataset .*?}": |\. Here are .*$', "", _first_line(error))
+        reason = re.sub(r'^Failed to construct dataset .*?}": |\. Here are .*$', "", first_line(error, 300))
         raise UserError(f"cannot open data set {name!r}: {reason}") from None
 
 
@@ -100,7 +100,7 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
             ) from error
         except (OSError, AssertionError, tfds.download.DownloadError) as error:
             if not is_prepared(open_builder(name, data_dir)):  # it is, where another process was faster
-                raise UserError(f"cannot prepare {name}: {_first_line(error)}") from error
+                raise UserError(f"cannot prepare {name}: {first_line(error, 300)}") from error
     return open_builder(name, data_dir)  # anew, because a builder reads its splits when it is made
 
 
@@ -242,7 +242,3 @@ def _removed_on_failure(builder: tfds.core.DatasetBuilder):
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if empty
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from flaxcnn.errors import UserError
+from flaxcnn.errors import UserError, first_line
 from flaxcnn.training.distributed import is_primary, together
 from flaxcnn.training.state import Carry
 from flaxcnn.training.workdir import CHECKPOINTS
@@ -206,7 +206,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and what lies below it raise all kinds
-            reason = "no space left on the device" if "No space left" in str(error) else _first_line(error)
+            reason = "no space left on the device" if "No space left" in str(error) else first_line(error, 100)
             raise UserError(f"a checkpoint could not be written: {reason}; {_CONTINUE}") from error
 
 
@@ -244,7 +244,7 @@ def _quietly(function: Callable[[], Any]) -> tuple[Any, str]:
         except Exception as error:  # orbax and what lies below it raise all kinds
             if "RESOURCE_EXHAUSTED" in str(error):  # of the device, and no fault of the file
                 raise
-            failure = _first_line(error)
+            failure = first_line(error, 100)
         finally:
             if failure:
                 gc.collect()  # tasks that failed say so when they are collected
@@ -256,10 +256,6 @@ def _quietly(function: Callable[[], Any]) -> tuple[Any, str]:
         if not failure:
             sys.stderr.write(held.read().decode(errors="replace"))
     return result, failure
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:100]
 
 
 def _is_news(record: Any) -> bool:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxcnn.errors import UserError
+from flaxcnn.errors import UserError, first_line
 
 # How long a process may be silent before all others give up, in seconds.
 HEARTBEAT_TIMEOUT = 100
@@ -52,9 +52,8 @@ def initialize(coordinator: str = "auto", num_processes: int | None = None, proc
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = "" if explicit else "; give --coordinator=HOST:PORT, --num_processes and --process_id"
-        raise UserError(f"cannot join the other processes: {reason}{hint}") from error
+        raise UserError(f"cannot join the other processes: {first_line(error)}{hint}") from error
 
 
 def _launched_together() -> bool:
