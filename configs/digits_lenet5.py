@@ -7,7 +7,7 @@ Test accuracy 0.9896, the mean of seeds 0 to 3 (0.9889, 0.9889, 0.9889, 0.9916),
 
 from ml_collections import ConfigDict
 
-from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -15,7 +15,8 @@ def get_config() -> TrainConfig:
         batch_size=32,
         duration="30 epochs",
         model=ModelConfig(name="lenet5", options=ConfigDict({"activation": "tanh"})),
-        data=DataConfig(name="digits", image_size=28, mean=(0.305,), std=(0.376,), crop_padding=1),
+        data=DataConfig(name="digits", image_size=28, mean=(0.305,), std=(0.376,)),
+        augment=AugmentConfig(crop_padding=1),
         optimizer=OptimizerConfig(learning_rate=0.05, momentum=0.9, weight_decay=1e-4),
         schedule=ScheduleConfig(name="cosine"),
     )

@@ -1,12 +1,17 @@
 """The verbs of `python -m flaxcnn`: list, summary, prepare, evaluate, predict."""
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from flaxcnn.errors import UserError
+
+# Pictures that cannot be read are named up to this number, and counted beyond.
+_NAMED = 20
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
         help="folder that already holds the files to download",
     )
     prepare.add_argument("--data-dir", metavar="DIR", help="where prepared sets go (default: TFDS's own folder)")
+    prepare.add_argument(
+        "--resize",
+        type=_positive,
+        metavar="PIXELS",
+        help="make a set NAME_PIXELS of the same pictures, or of folder:PATH, whose shorter side is that at most",
+    )
+    prepare.add_argument(
+        "--bad-images",
+        choices=("stop", "skip"),
+        help="with --resize: what a picture that cannot be read does; skip leaves it out (default: stop)",
+    )
     prepare.set_defaults(run=_prepare)
 
     evaluate = verbs.add_parser("evaluate", help="evaluate what a work directory holds")
@@ -62,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", help="of the data set (default: the run's test split)")
     evaluate.add_argument("--batch-size", type=_positive, help="images at a time; changes no accuracy")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie (default: as in training)")
+    evaluate.add_argument(
+        "--bad-images", choices=("stop", "skip"), help="what becomes of pictures that cannot be read"
+    )
     evaluate.set_defaults(run=_evaluate)
 
     predict = verbs.add_parser("predict", help="classify pictures with what a work directory holds")
@@ -101,11 +120,49 @@ def _summary(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from flaxcnn.data import prepare
+    from flaxcnn.data import prepare, resized, sources
 
-    builder = prepare.prepare(arguments.name, arguments.data_dir, arguments.source)
-    sizes = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())
-    print(f"{builder.info.full_name} is prepared in {builder.data_path}: {sizes}")
+    of_folder = arguments.name.startswith(sources.FOLDER)
+    if arguments.source and of_folder:
+        raise UserError("--from is for data sets that are downloaded; a folder is read where it lies")
+    if arguments.bad_images and not arguments.resize:
+        raise UserError("--bad-images goes with --resize")
+    if of_folder and not arguments.resize:
+        sizes = {split: len(source) for split, source in sources.open_splits(arguments.name).items()}
+        print(f"{arguments.name} needs no preparation: {_sizes(sizes)}")
+        return
+    where = (arguments.name, arguments.data_dir, arguments.source)
+    existed, left_out = False, []
+    with _ended_by_exception():
+        if arguments.resize:
+            builder, existed, left_out = resized.prepare_resized(
+                *where, side=arguments.resize, bad_images=arguments.bad_images or "stop"
+            )
+        else:
+            builder = prepare.prepare(*where)
+    sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
+    already = " already" if existed else ""
+    print(f"{builder.info.full_name} is prepared{already} in {builder.data_path}: {_sizes(sizes)}")
+    if left_out:
+        print(f"left out, because they cannot be read: {len(left_out):,}")
+        for line in left_out[:_NAMED]:
+            print(f"  {line}")
+        if len(left_out) > _NAMED:
+            print(f"  and {len(left_out) - _NAMED:,} more")
+
+
+@contextlib.contextmanager
+def _ended_by_exception():
+    """Has SIGTERM end the process as an exception does, by which what is half-written is removed."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sizes(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size:,}" for name, size in splits.items())
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -117,6 +174,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = experiment.config
     config.evaluation.batch_size = arguments.batch_size or config.evaluation.batch_size
     config.data.data_dir = arguments.data_dir or config.data.data_dir
+    config.data.bad_images = arguments.bad_images or config.data.bad_images
     split = arguments.split or config.data.test_split
     evaluation = inference.evaluate(experiment, state, split)
     report.print_evaluation(

@@ -5,31 +5,44 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# TFDS reads this when it is imported: prepared sets stay out of the home directory, here and in started programs.
-os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="flaxcnn-tests-")
-# Many tests compile the same programs; they do so once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["TFDS_DATA_DIR"], "compiled"))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# The processes of pytest-xdist inherit these from the one that starts them.
+FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+if FIRST:
+    # TFDS reads this when it is imported: prepared sets stay out of the home directory.
+    os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="flaxcnn-tests-")
+    # Many tests compile the same programs; they do so once.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(os.environ["TFDS_DATA_DIR"], "compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    # Most of a test's time is compiling; this takes a third of it, and the programs are hardly slower.
+    quick = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 import jax
 import pytest
 
-from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session", autouse=True)
+def pytest_sessionstart():
+    if FIRST:
+        from flaxcnn.data.prepare import prepare
+
+        prepare("digits")
+
+
+def pytest_unconfigure():
+    if FIRST:
+        shutil.rmtree(os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
 def data_dir():
     """The folder of prepared sets, with `digits` in it."""
-    from flaxcnn.data.prepare import prepare
-
-    folder = Path(os.environ["TFDS_DATA_DIR"])
-    prepare("digits", str(folder))
-    yield folder
-    shutil.rmtree(folder)
+    return Path(os.environ["TFDS_DATA_DIR"])
 
 
 @pytest.fixture
@@ -49,7 +62,8 @@ def config(data_dir):
         batch_size=64,
         duration="2 epochs",
         model=model,
-        data=DataConfig(name="digits", data_dir=str(data_dir), image_size=12, crop_padding=1),
+        data=DataConfig(name="digits", data_dir=str(data_dir), image_size=12),
+        augment=AugmentConfig(crop_padding=1),
         optimizer=OptimizerConfig(learning_rate=0.05, weight_decay=1e-4),
         parallel=ParallelConfig(strategy="jit"),
     )

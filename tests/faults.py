@@ -30,6 +30,8 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- the table -->", "<!-- the end of the table -->"
 STEPS = 264
 KILLS = 20
+# What no two runs share.
+TIMES = ("images_per_second", "waiting_for_data")
 NOT_TRIED = "could not be tried: no right to mount a small file system"
 FLAGS = (
     "--config.model.options.norm=batch_norm",
@@ -95,13 +97,13 @@ class Run:
         assert process.poll() is None, process.communicate()[0]
 
     def records(self) -> list[dict]:
-        """All metrics but the speed, which no two runs share."""
+        """All metrics but those of speed."""
         path = self.workdir / "metrics.jsonl"
         records = []
         for line in path.read_text().splitlines() if path.exists() else ():
             with contextlib.suppress(json.JSONDecodeError):  # a line that is being written
                 record = json.loads(line)
-                records.append({name: value for name, value in record.items() if name != "images_per_second"})
+                records.append({name: value for name, value in record.items() if name not in TIMES})
         return records
 
     def results(self) -> dict:

@@ -11,8 +11,11 @@ import pytest
 from flaxcnn import list_models
 from flaxcnn.cli import main
 from flaxcnn.data import datasets
+from flaxcnn.data.delivery import Delivery
+from flaxcnn.data.sources import open_source
 from flaxcnn.training import loop
 from tests.conftest import ROOT
+from tests.pictures import write_folder
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_evaluate_takes_the_best_checkpoint_or_another_split(trained, capsys):
 
 def test_predict_names_the_digit_in_a_picture_file(trained, capsys, tmp_path):
     workdir, _ = trained
-    test = datasets.load("digits", "test", limit_bytes=2**30)
+    test = datasets.load(Delivery(open_source("digits", "test"), (8, 8, 1)), None)
     paths = []
     for index in range(10):
         picture = cv2.resize(test.images[index], (80, 80), interpolation=cv2.INTER_NEAREST)
@@ -83,8 +86,8 @@ def test_predict_names_the_digit_in_a_picture_file(trained, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "WORKDIR", "text.png"], "text.png is not a picture that can be read"),
-        (["predict", "WORKDIR", "empty.png"], "empty.png is not a picture that can be read"),
+        (["predict", "WORKDIR", "text.png"], "text.png: neither JPEG nor PNG"),
+        (["predict", "WORKDIR", "empty.png"], "empty.png: empty file"),
         (
             ["predict", "WORKDIR", "txt.png"],
             "cannot read txt.png: No such file or directory; did you mean text.png",
@@ -106,6 +109,20 @@ def test_predict_names_the_digit_in_a_picture_file(trained, capsys, tmp_path):
         ([], "required: VERB"),
         (["prepare", "fashion_mnst"], "unknown data set 'fashion_mnst'; did you mean fashion_mnist"),
         (["prepare", "mnist", "--from", "nowhere"], "nowhere is not a folder"),
+        (["prepare", "mnist", "--resize", "0"], "--resize: '0' is not a whole number of 1 or more"),
+        (
+            ["prepare", "mnist", "--resize", "64"],
+            "the pictures of mnist have 28x28 pixels: there is nothing to resize",
+        ),
+        (["prepare", "mnist", "--bad-images", "skip"], "--bad-images goes with --resize"),
+        (["prepare", "folder:.", "--resize", "64", "--bad-images", "keep"], "--bad-images: invalid choice: 'keep'"),
+        (
+            ["prepare", "folder:.", "--resize", "64"],
+            "holds no pictures; it takes a folder of pictures for each class",
+        ),
+        (["prepare", "folder:nowhere", "--resize", "64"], "there is no folder nowhere"),
+        (["prepare", "folder:nowhere"], "there is no folder nowhere"),
+        (["prepare", "folder:.", "--from", "."], "--from is for data sets that are downloaded"),
     ],
 )
 def test_mistakes_are_one_line_and_code_2(trained, capsys, tmp_path, monkeypatch, arguments, message):
@@ -145,6 +162,28 @@ def test_summary_shows_each_layer_and_the_sums(capsys):
 def test_prepare_says_what_there_is(capsys, tmp_path):
     code, out, _ = run(capsys, "prepare", "digits", "--data-dir", tmp_path / "data")
     assert code == 0 and out.strip().endswith("train 1,438, test 359")
+
+
+def test_prepare_makes_smaller_pictures_of_a_folder(capsys, tmp_path):
+    folder = write_folder(tmp_path / "Pets", 20)
+    for number in range(9):
+        for kind in ("flower", "temple", "upside_down"):
+            (folder / kind / f"{number}.jpg").write_bytes(b"")
+    code, out, _ = run(capsys, "prepare", f"folder:{folder}")
+    assert code == 0 and out == f"folder:{folder} needs no preparation: train 48, test 12\n"
+    arguments = ["prepare", f"folder:{folder}", "--resize", 32, "--data-dir", tmp_path / "sets"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == "" and re.match(r"error: .*\.jpg: empty file; --bad-images skip [^\n]*\n\Z", err)
+    assert not (tmp_path / "sets").exists()
+    code, out, err = run(capsys, *arguments, "--bad-images", "skip")
+    lines = out.splitlines()
+    path = tmp_path / "sets" / "pets_32" / "1.0.0"
+    sizes = re.fullmatch(rf"pets_32/1\.0\.0 is prepared in {path}: train (\d+), test (\d+)", lines[0])
+    assert code == 0 and err == "" and int(sizes[1]) + int(sizes[2]) == 60 - 27
+    assert lines[1] == "left out, because they cannot be read: 27" and lines[-1] == "  and 7 more"
+    assert len(lines) == 23 and all(line.endswith(".jpg: empty file") for line in lines[2:-1])
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and out == lines[0].replace("is prepared", "is prepared already") + "\n"
 
 
 @pytest.mark.parametrize("command", [["-m", "flaxcnn"], ["train.py"]])

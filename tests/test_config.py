@@ -114,7 +114,7 @@ def test_an_unknown_key_in_json_is_refused():
 def test_every_recipe_is_valid_and_says_how_to_run_it(path):
     config = load_config(ROOT / path)
     check_config(config)
-    docstring = (ROOT / path).read_text().split('"""')[1]
+    docstring = " ".join((ROOT / path).read_text().split('"""')[1].split())
     assert "python train.py" in docstring
     if path != "configs/digits_lenet5.py":
         assert f"--config={path}" in docstring

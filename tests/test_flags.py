@@ -19,7 +19,7 @@ def test_leaves_are_overridden_and_keep_their_types():
         "--config.optimizer.learning_rate=3",
         "--config.batch_size",
         "7",
-        "--config.data.flip",
+        "--config.optimizer.nesterov",
         "--config.data.mean=(0.1, 0.2)",
         "--config.duration=5 steps",
         "--config.optimizer.clip_norm=1.5",
@@ -27,7 +27,7 @@ def test_leaves_are_overridden_and_keep_their_types():
         "--workdir=/somewhere",
     )
     assert config.optimizer.learning_rate == 3.0 and isinstance(config.optimizer.learning_rate, float)
-    assert (config.batch_size, config.data.flip, config.data.mean) == (7, True, (0.1, 0.2))
+    assert (config.batch_size, config.optimizer.nesterov, config.data.mean) == (7, True, (0.1, 0.2))
     assert (config.duration, config.optimizer.clip_norm) == ("5 steps", 1.5)
     assert config.schedule.milestones == ("1 epochs", "2 epochs")
     assert str(workdir) == "/somewhere"

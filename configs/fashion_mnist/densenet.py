@@ -8,7 +8,7 @@ It has not been run to its end: an epoch takes a CPU a quarter of an hour.
 
 from ml_collections import ConfigDict
 
-from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -16,7 +16,8 @@ def get_config() -> TrainConfig:
         batch_size=128,
         duration="1 epochs",
         model=ModelConfig(name="densenet_bc_100_12", options=ConfigDict({"depths": [4, 4, 4]})),
-        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),
+        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,)),
+        augment=AugmentConfig(flip="random"),
         optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=5e-4),
         schedule=ScheduleConfig(name="cosine", warmup="0.2 epochs"),
     )

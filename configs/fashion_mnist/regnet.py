@@ -8,7 +8,7 @@ Test accuracy 0.8714 with seed 0, in about 19 minutes on 2 busy CPU cores.
 
 from ml_collections import ConfigDict
 
-from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:
@@ -18,7 +18,8 @@ def get_config() -> TrainConfig:
         model=ModelConfig(
             name="anynet", options=ConfigDict({"stages": [[4, 32, 16], [6, 80, 16]], "use_bias": False})
         ),
-        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,), flip=True),
+        data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,)),
+        augment=AugmentConfig(flip="random"),
         optimizer=OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=5e-4),
         schedule=ScheduleConfig(name="cosine", warmup="0.2 epochs"),
     )

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import requests
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core import registered
+from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.core.download import checksums, downloader, resource
 
 from flaxcnn.data import digits
@@ -33,12 +33,10 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       UserError: no such data set, config or version, or prepared in another format.
     """
     try:
-        with _without_absl_warnings():
+        with without_absl_warnings():
             return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
     except registered.DatasetNotFoundError:
-        base = name.split("/")[0].split(":")[0]
-        hint = nearest(base, tfds.list_builders(with_community_datasets=False))
-        raise UserError(f"unknown data set {name!r}{hint}") from None
+        raise UserError(f"unknown data set {name!r}{_hint(name, data_dir)}") from None
     except (AssertionError, ValueError, OSError, ImportError) as error:
         if found := re.search(r"File format is already set to FileFormat\.(\w+)", str(error)):
             raise UserError(
@@ -49,10 +47,44 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise UserError(f"cannot open data set {name!r}: {reason}") from None
 
 
+def _hint(name: str, data_dir: str | None) -> str:
+    """Returns what else to write: sets of similar names, or how to make a resized one."""
+    known = tfds.list_builders(with_community_datasets=False)
+    prepared = [path.parents[1].name for path in folder_of_sets(data_dir).glob("*/*/dataset_info.json")]
+    base = name.split("/")[0].split(":")[0]
+    resized = re.fullmatch(r"(\w+)_(\d+)", base)
+    if resized and resized[1] in known and not any(each.startswith(f"{resized[1]}_") for each in prepared):
+        folder = f" --data-dir {data_dir}" if data_dir else ""
+        return f"; to make it, run: python -m flaxcnn prepare {resized[1]} --resize {resized[2]}{folder}"
+    return nearest(base, [*prepared, *known])
+
+
+def folder_of_sets(data_dir: str | None) -> Path:
+    """Returns the folder of prepared sets; for None, TFDS's own."""
+    return Path(data_dir or constants.DATA_DIR).expanduser()
+
+
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     """Returns whether the data set lies on disk, complete."""
-    with _without_absl_warnings():
+    with without_absl_warnings():
         return builder.is_prepared()
+
+
+def supervised_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+    """Returns the keys of the image and of the label in an example.
+
+    Raises:
+      UserError: the set is not made of images with one class label each.
+    """
+    keys, features = builder.info.supervised_keys, builder.info.features
+    if (
+        keys is None
+        or len(keys) != 2
+        or not isinstance(features[keys[0]], tfds.features.Image)
+        or not isinstance(features[keys[1]], tfds.features.ClassLabel)
+    ):
+        raise UserError(f"data set {builder.name} is not made of images with one class label each")
+    return keys
 
 
 def has_tensorflow() -> bool:
@@ -83,12 +115,12 @@ def prepare(name: str, data_dir: str | None = None, source: Path | None = None) 
     if builder.url_infos and not has_tensorflow():
         raise UserError(f"preparing {name} needs TensorFlow: pip install -e '.[prepare]'")
 
-    with _removed_on_failure(builder):
+    with removed_on_failure(builder):
         _stage(builder, staged)
         manual = source if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else None
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         try:
-            with _without_absl_warnings(), _few_retries(), _quiet_if(isinstance(builder, digits.Digits)):
+            with without_absl_warnings(), _few_retries(), quiet_if(isinstance(builder, digits.Digits)):
                 builder.download_and_prepare(download_config=config, file_format=FILE_FORMAT)
         except ImportError as error:
             raise UserError(f"preparing {name} needs {error.name}: pip install -e '.[prepare]'") from error
@@ -198,7 +230,7 @@ def _few_retries():
 
 
 @contextlib.contextmanager
-def _without_absl_warnings():
+def without_absl_warnings():
     """Leaves out TFDS's remarks on folders that are not prepared yet."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
@@ -209,7 +241,7 @@ def _without_absl_warnings():
 
 
 @contextlib.contextmanager
-def _quiet_if(tiny: bool):
+def quiet_if(tiny: bool):
     """Leaves out TFDS's messages and progress bars for a set that takes no time."""
     if not tiny:
         yield
@@ -223,7 +255,7 @@ def _quiet_if(tiny: bool):
 
 
 @contextlib.contextmanager
-def _removed_on_failure(builder: tfds.core.DatasetBuilder):
+def removed_on_failure(builder: tfds.core.DatasetBuilder):
     """Removes, if the block fails, what it wrote of this data set, and the folders that are empty then."""
     root, own = Path(builder.data_dir_root), Path(builder.data_path).parent
     downloads = root / "downloads"

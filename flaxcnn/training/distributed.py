@@ -1,6 +1,7 @@
 """Several processes as one run: how they find each other, agree, and notice that one of them is gone."""
 
 import contextlib
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,14 @@ def leave(code: int) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def agree(what: str, value: str) -> None:
+    """Raises `UserError` in all processes unless they have the same value, of something called `what`."""
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(value.encode()).digest()[:4], np.int32)
+        if len(set(multihost_utils.process_allgather(digest).ravel().tolist())) > 1:
+            raise UserError(f"{what} that the processes find are not the same; give all of them the same files")
 
 
 @contextlib.contextmanager

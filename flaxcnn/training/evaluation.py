@@ -1,5 +1,6 @@
 """Exact evaluation: every example counted once, whatever the batch size."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcnn.config import TrainConfig
 from flaxcnn.data.sampler import evaluation_batches
+from flaxcnn.data.stream import Request
+from flaxcnn.errors import UserError
 from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.feed import Data, Split, assemble
 from flaxcnn.training.parallel import Program, Strategy
 from flaxcnn.training.state import TrainState
 from flaxcnn.training.step import make_eval_step
-
-Array = jax.Array
-Data = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +25,12 @@ class Evaluation:
     """The result on a split.
 
     Attributes:
-      count: examples evaluated, equal to the size of the split.
+      count: examples evaluated: with those left out, the size of the split.
       loss: mean cross-entropy, without label smoothing, in nats.
       accuracy: share of examples whose best class is their label.
       accuracy_top5: share whose label is among the best five.
       confusion: (classes, classes) int array, rows by label and columns by prediction; None above 1,000 classes.
+      left_out: examples that cannot be read; 0 unless `data.bad_images` is "skip".
     """
 
     count: int
@@ -35,11 +38,12 @@ class Evaluation:
     accuracy: float
     accuracy_top5: float
     confusion: np.ndarray | None
+    left_out: int = 0
 
     @property
     def scalars(self) -> dict[str, float]:
         """The numbers that are logged."""
-        names = ("loss", "accuracy", "accuracy_top5", "count")
+        names = ("loss", "accuracy", "accuracy_top5", "count", *(["left_out"] if self.left_out else []))
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -51,39 +55,48 @@ class Evaluation:
         return np.where(totals > 0, np.diag(self.confusion) / np.maximum(totals, 1), np.nan)
 
 
-def gather(data: Data, indices: Array, mask: Array) -> Data:
-    """Returns the batch of the examples with those numbers: image uint8, label int32, mask float32."""
-    return {"image": data["image"][indices], "label": data["label"][indices], "mask": mask}
+def evaluation_batch_size(config: TrainConfig, num_examples: int, strategy: Strategy) -> int:
+    """Returns the number of examples that are evaluated at a time, over all devices, each with an equal share."""
+    return -(-min(config.evaluation.batch_size, num_examples) // strategy.num_devices) * strategy.num_devices
 
 
-def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[TrainState, Data], Evaluation]:
-    """Returns `evaluate(state, data) -> Evaluation`, of arrays that the strategy has put on its devices."""
-    eval_step = make_eval_step(experiment.model, experiment.preprocess)
+def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[TrainState, Split], Evaluation]:
+    """Returns `evaluate(state, split) -> Evaluation`, for one split.
 
-    def evaluate_batch(state: TrainState, data: Data, indices: Array, mask: Array, axis_name: str | None) -> Any:
-        return eval_step(state, gather(data, indices, mask), axis_name=axis_name)
+    It raises UserError if every picture of the split had to be left out.
+    """
+    config = experiment.config
+    eval_step = make_eval_step(experiment.model, experiment.views)
+
+    def evaluate_batch(state: TrainState, data: Data, given: Data, axis_name: str | None) -> Any:
+        return eval_step(state, assemble(data, given), axis_name=axis_name)
 
     add = jax.jit(lambda totals, metrics: jax.tree.map(jnp.add, totals, metrics))
-    programs: dict[int, Program] = {}
+    compiled: list[Program] = []
 
-    def evaluate(state: TrainState, data: Data) -> Evaluation:
-        num_examples = len(data["label"])
-        totals = None
-        share = -(-min(experiment.config.evaluation.batch_size, num_examples) // strategy.num_devices)
-        for indices, mask in evaluation_batches(num_examples, share * strategy.num_devices, **strategy.process):
-            arguments = (state, data, strategy.split(indices), strategy.split(mask))
-            if num_examples not in programs:
-                programs[num_examples] = strategy.compile(evaluate_batch, arguments, split=(2, 3))
-            metrics = programs[num_examples](*arguments)
-            totals = metrics if totals is None else add(totals, metrics)
+    def evaluate(state: TrainState, split: Split) -> Evaluation:
+        size = evaluation_batch_size(config, len(split), strategy)
+        batches = evaluation_batches(len(split), size, **strategy.process)
+        if not compiled:
+            arguments = (state, split.data, split.blank(size // strategy.process["process_count"]))
+            compiled.append(strategy.compile(evaluate_batch, arguments, split=(2,)))
+        (program,), totals = compiled, None
+        with contextlib.closing(split.batches(Request(0, *batch) for batch in batches)) as given_batches:
+            for given in given_batches:
+                metrics = program(state, split.data, given)
+                totals = metrics if totals is None else add(totals, metrics)
         totals = jax.device_get(totals)
-        if totals["count"] != num_examples:
-            raise RuntimeError(f"evaluated {totals['count']} of {num_examples} examples")
+        count, left_out = int(totals["count"]), split.count_bad()
+        if count + left_out != len(split):
+            raise RuntimeError(f"evaluated {count} of {len(split)} examples, {left_out} of which cannot be read")
+        if not count:
+            raise UserError(f"no picture of split {split.source.split!r} of {split.source.name} can be read")
         return Evaluation(
-            count=num_examples,
-            loss=float(totals["loss"]) / num_examples,
-            accuracy=int(totals["correct"]) / num_examples,
-            accuracy_top5=int(totals["correct_top5"]) / num_examples,
+            count=count,
+            left_out=left_out,
+            loss=float(totals["loss"]) / count,
+            accuracy=int(totals["correct"]) / count,
+            accuracy_top5=int(totals["correct_top5"]) / count,
             confusion=totals.get("confusion"),
         )
 

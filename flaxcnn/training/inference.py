@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.data import datasets
+from flaxcnn.data import crops, pictures
 from flaxcnn.errors import UserError, nearest
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.compilation import keep_compiled_programs
-from flaxcnn.training.evaluation import Evaluation, make_evaluator
+from flaxcnn.training.evaluation import Evaluation, evaluation_batch_size, make_evaluator
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.loop import load_split, to_devices
+from flaxcnn.training.feed import memory_for_data, open_delivery, open_splits
 from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.state import TrainState
+from flaxcnn.training.step import average_views
 from flaxcnn.training.workdir import has_checkpoints, open_experiment
 
 
@@ -58,12 +59,16 @@ def evaluate(experiment: Experiment, state: TrainState, split: str | None = None
     Raises:
       UserError: the data set is not there, or has changed.
     """
-    dataset = load_split(experiment.config, split or experiment.config.data.test_split)
-    if dataset.class_names != experiment.class_names or dataset.images.shape[1:] != experiment.image_shape:
-        raise UserError(f"data set {dataset.name} has other classes or sizes than the one that was trained on")
+    config = experiment.config
+    delivery = open_delivery(config, split or config.data.test_split, training=False)
+    source = delivery.source
+    if source.class_names != experiment.class_names or delivery.image_shape != experiment.image_shape:
+        raise UserError(f"data set {source.name} has other classes or sizes than the one that was trained on")
     strategy = Strategy()
     state = jax.device_put(state, strategy.replicated)
-    return make_evaluator(experiment, strategy)(state, to_devices(dataset, strategy))
+    batch_size = evaluation_batch_size(config, len(source), strategy)
+    with open_splits(config, strategy, {"test": delivery}, {"test": batch_size}, memory_for_data()) as splits:
+        return make_evaluator(experiment, strategy)(state, splits["test"])
 
 
 def predict(experiment: Experiment, state: TrainState, images: np.ndarray) -> np.ndarray:
@@ -71,7 +76,7 @@ def predict(experiment: Experiment, state: TrainState, images: np.ndarray) -> np
 
     @jax.jit
     def probabilities(state, images):
-        logits = experiment.model.apply(state.variables, experiment.preprocess(images), train=False)
+        logits = average_views(experiment.model, state.variables, experiment.views(images))
         return jax.nn.softmax(logits).astype(jnp.float32)
 
     return np.asarray(probabilities(state, images))
@@ -80,7 +85,8 @@ def predict(experiment: Experiment, state: TrainState, images: np.ndarray) -> np
 def read_images(experiment: Experiment, paths: Sequence[str | Path]) -> np.ndarray:
     """Reads picture files into the data set's shape, (B, H, W, C) uint8.
 
-    Each is turned to grey or RGB, scaled so that it just covers the data set's size, and its centre is cut out.
+    Each is turned to grey or RGB and upright, its shorter side is scaled to the longer side of that shape, and its
+    centre is cut out.
 
     Raises:
       UserError: a file that is missing or is no picture, by name.
@@ -93,8 +99,10 @@ def read_images(experiment: Experiment, paths: Sequence[str | Path]) -> np.ndarr
         except OSError as error:
             siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"cannot read {path}: {error.strerror}{nearest(path.name, siblings)}") from None
-        image = datasets.decode_image(encoded, channels)
-        if image is None:
-            raise UserError(f"{path} is not a picture that can be read (JPEG, PNG, ...)")
-        images.append(datasets.resize_and_center_crop(image, (height, width)))
+        try:
+            square = crops.test_picture(encoded, channels, max(height, width))
+        except pictures.BadPicture as reason:
+            raise UserError(f"{path}: {reason}") from None
+        top, left = (len(square) - height) // 2, (len(square) - width) // 2
+        images.append(square[top : top + height, left : left + width])
     return np.stack(images)

@@ -93,6 +93,7 @@ class Recorder:
         self._console, self._log = console, workdir and MetricsLog(workdir, start_step=start)
         self._total, self._per_epoch, self._batch_size = total, per_epoch, batch_size
         self._steps_per_second = 0.0
+        self._waited, self._waiting = 0.0, 0.0  # seconds so far, and the share of the time measured last
         self._clock: tuple[int, float] | None = None
         columns = (
             rich.progress.TextColumn("epoch {task.fields[epoch]}"),
@@ -118,16 +119,27 @@ class Recorder:
         if self._clock is None:
             self._clock = step - 1, time.perf_counter()
 
-    def measure(self, step: int) -> None:
-        """Takes the speed up to this step, which the device has finished; the next tick starts the clock again."""
+    def measure(self, step: int, waited: float = 0.0) -> None:
+        """Takes the speed up to this step, which the device has finished; the next tick starts the clock again.
+
+        Args:
+          step: the last one taken.
+          waited: for how many seconds of the run so far the device had no batch to work on.
+        """
         if self._clock is not None:
             since, seconds = step - self._clock[0], time.perf_counter() - self._clock[1]
             self._steps_per_second = since / max(seconds, 1e-9)
+            self._waiting = min((waited - self._waited) / max(seconds, 1e-9), 1.0)
             self._clock = None
+        self._waited = waited
 
     def interval(self, step: int, means: dict[str, float], learning_rate: float) -> None:
         """Records the training since the last such record."""
-        rate = {"learning_rate": learning_rate, "images_per_second": self._images_per_second}
+        rate = {
+            "learning_rate": learning_rate,
+            "images_per_second": self._images_per_second,
+            "waiting_for_data": self._waiting,
+        }
         self._write("interval", step, {**means, **rate})
         numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}  {self._speed(step)}"
         self._bar.update(self._task, completed=step, epoch=self._epoch(step), numbers=numbers)
@@ -141,7 +153,8 @@ class Recorder:
         self._write("epoch", step, means)
         tested = "".join(f"  {kind} accuracy {accuracy:.4f}" for kind, accuracy in accuracies.items())
         skipped = f"  {means['skipped']} steps skipped" if means["skipped"] else ""
-        numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}{tested}{skipped}"
+        left_out = f"  {means['left_out']:,} left out" if means["left_out"] else ""
+        numbers = f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}{tested}{skipped}{left_out}"
         say(self._console, f"epoch {self._epoch(step)}  {numbers}  {self._speed(step)}")
 
     def flush(self) -> None:
@@ -163,4 +176,5 @@ class Recorder:
 
     def _speed(self, step: int) -> str:
         seconds = (self._total - step) / self._steps_per_second if self._steps_per_second else 0
-        return f"{self._images_per_second:,.0f} images/s  eta {datetime.timedelta(seconds=round(seconds))}"
+        waiting = f"  {self._waiting:.0%} waiting for data" if self._waiting >= 0.005 else ""
+        return f"{self._images_per_second:,.0f} images/s{waiting}  eta {datetime.timedelta(seconds=round(seconds))}"

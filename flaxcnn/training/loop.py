@@ -1,7 +1,6 @@
 """The loop: a configuration and a work directory in, a trained network and its numbers out."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import time
@@ -14,22 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich.console
-from jax.experimental import multihost_utils
 
-from flaxcnn.config import TrainConfig, to_steps
-from flaxcnn.data import datasets
-from flaxcnn.data.sampler import training_batch
+from flaxcnn.config import TrainConfig
+from flaxcnn.data.delivery import Delivery
 from flaxcnn.errors import UserError
 from flaxcnn.training import memory
 from flaxcnn.training import workdir as workdir_lib
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.compilation import keep_compiled_programs
-from flaxcnn.training.distributed import is_primary, together
-from flaxcnn.training.evaluation import Data, Evaluation, gather, make_evaluator
+from flaxcnn.training.distributed import agree, is_primary, together
+from flaxcnn.training.evaluation import Evaluation, evaluation_batch_size, make_evaluator
 from flaxcnn.training.experiment import Experiment, check_config, make_experiment
+from flaxcnn.training.feed import Batches, Data, Split, assemble, memory_for_data, open_delivery, open_splits
 from flaxcnn.training.interrupt import Interrupt
 from flaxcnn.training.logging import Recorder, say
+from flaxcnn.training.optimizer import learning_rate, observe
 from flaxcnn.training.parallel import Program, Strategy
+from flaxcnn.training.plan import Plan
 from flaxcnn.training.profile import Profile
 from flaxcnn.training.report import print_evaluation, write_results
 from flaxcnn.training.state import Carry, TrainState, zeros_like
@@ -76,20 +76,55 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
     keep_compiled_programs()
     with together():
         check_config(config)
-        changes = workdir_lib.check_usable(workdir, config)
-        train, test = load_split(config, config.data.train_split), load_split(config, config.data.test_split)
-        experiment = make_experiment(config, train.class_names, train.images.shape[1:])
+        train = open_delivery(config, config.data.train_split, training=True)
+        test = open_delivery(config, config.data.test_split, training=False)
+        changes = workdir_lib.check_usable(workdir, config, _description(train, test))
+        experiment = make_experiment(config, train.source.class_names, test.image_shape)
         strategy = Strategy(config.parallel.strategy)
-        plan = Plan(config, len(train), strategy)
+        plan = Plan(config, len(train.source), strategy)
     say(
         console,
-        f"{config.model.name} on {config.data.name}: {len(train):,} training and {len(test):,} test images, "
-        f"{plan.total:,} steps of {config.batch_size}, in {workdir}",
+        f"{config.model.name} on {config.data.name}: {len(train.source):,} training and {len(test.source):,} test "
+        f"images, {plan.total:,} steps of {config.batch_size}, in {workdir}",
     )
     for change in changes:
         say(console, f"changed since the checkpoint: {change}")
 
-    train, test = to_devices(train, strategy), to_devices(test, strategy)
+    agree("the pictures", train.source.fingerprint + test.source.fingerprint)
+    limit = memory_for_data()
+    sizes = {
+        "train": config.batch_size,
+        "test": evaluation_batch_size(config, len(test.source), strategy),
+    }
+    with contextlib.ExitStack() as stack:
+        with together():
+            deliveries = {"train": train, "test": test}
+            splits = stack.enter_context(open_splits(config, strategy, deliveries, sizes, limit))
+        evaluations = _fit(experiment, plan, splits, _description(train, test), workdir, console)
+    say(console, f"results in {workdir}")
+    return evaluations["test"]
+
+
+def _description(train: Delivery, test: Delivery) -> dict[str, Any]:
+    """Returns what a work directory keeps of the data."""
+    return {
+        "class_names": train.source.class_names,
+        "image_shape": test.image_shape,
+        "fingerprint": train.source.fingerprint,
+    }
+
+
+def _fit(
+    experiment: Experiment,
+    plan: Plan,
+    splits: Mapping[str, Split],
+    data: Mapping[str, Any],
+    workdir: Path,
+    console: rich.console.Console,
+) -> Evaluations:
+    """Compiles, trains, evaluates and writes the results."""
+    config, strategy = experiment.config, plan.strategy
+    train, test = splits["train"], splits["test"]
     optimizer = experiment.optimizer(plan.per_epoch)
     carry = strategy.create(lambda: experiment.create_carry(optimizer))
     with together(), console.status("compiling"):
@@ -101,16 +136,19 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
         averaged = {} if state.ema is None else {"averaged": evaluate_state(state.averaged(), test)}
         return {"test": evaluate_state(state, test)} | averaged
 
-    with _explained(workdir), workdir_lib.opened(workdir, experiment, execution):
+    with _explained(workdir), workdir_lib.opened(workdir, config, data, execution):
         with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
             restored = checkpoints.restore_newest(carry, functools.partial(say, console))
             carry = carry if restored is None else restored
+            requests = plan.requests(int(carry.state.step) + 1)
+            with contextlib.closing(train.batches(requests)) as batches:
 
-            def take_step(carry: Carry, step: int) -> Carry:
-                return train_batch(carry, train, strategy.split(plan.indices(step)))
+                def take_step(carry: Carry) -> Carry:
+                    return train_batch(carry, train.data, batches.next(busy=carry.state.step))
 
-            schedule = experiment.schedule(plan.per_epoch)
-            carry, evaluations = _train(plan, schedule, take_step, evaluate, carry, workdir, checkpoints, console)
+                carry, evaluations = _train(
+                    experiment, plan, take_step, batches, evaluate, carry, workdir, checkpoints, console
+                )
         evaluations = evaluations or evaluate(carry.state)
         if is_primary():
             step = int(carry.state.step)
@@ -119,89 +157,14 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
                 what = "averaged parameters " if kind == "averaged" else ""
                 checkpoint, split = f"{what}after step {step:,}", config.data.test_split
                 print_evaluation(console, experiment, evaluation, split=split, checkpoint=checkpoint)
-    say(console, f"results in {workdir}")
-    return evaluations["test"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is due when, in steps counted from 1, and which examples a step of this process sees.
-
-    Raises:
-      UserError: an epoch has no whole batch, or the devices cannot share one evenly.
-    """
-
-    config: TrainConfig
-    num_examples: int
-    strategy: Strategy
-
-    def __post_init__(self):
-        batch_size, devices = self.config.batch_size, self.strategy.num_devices
-        if not self.per_epoch:
-            raise UserError(
-                f"batch_size is {batch_size}; split {self.config.data.train_split!r} of "
-                f"{self.config.data.name} has only {self.num_examples} examples"
-            )
-        if self.total >= 2**31:
-            raise UserError(f"duration is {self.config.duration!r}, {self.total:,} steps; it must be below 2**31")
-        if batch_size % devices:
-            less = batch_size // devices * devices
-            sizes = " or ".join(str(size) for size in (less, less + devices) if size)
-            raise UserError(f"batch_size is {batch_size}, which {devices} devices cannot share; write {sizes}")
-        if (profile := self.config.logging.profile) and profile[1] > self.total:
-            raise UserError(f"logging.profile is {profile}, and the run ends with step {self.total:,}")
-        parts = self.config.parallel.micro_batches or 1
-        if self.share % parts:
-            raise UserError(
-                f"parallel.micro_batches is {parts}, into which the {self.share} images of a device cannot be cut; "
-                f"write a divisor of {self.share}"
-            )
-
-    @property
-    def share(self) -> int:
-        """Examples a step on each device."""
-        return self.config.batch_size // self.strategy.num_devices
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps of an epoch."""
-        return self.num_examples // self.config.batch_size
-
-    @property
-    def total(self) -> int:
-        """Steps of the run."""
-        return max(to_steps(self.config.duration, self.per_epoch), 1)
-
-    def ends_epoch(self, step: int) -> bool:
-        """Returns whether the step is the last of an epoch, or of the run."""
-        return self._due(step, "1 epoch")
-
-    def logs(self, step: int) -> bool:
-        """Returns whether a training record is due."""
-        return self._due(step, self.config.logging.every) or self.ends_epoch(step)
-
-    def evaluates(self, step: int) -> bool:
-        """Returns whether an evaluation is due."""
-        return self._due(step, self.config.evaluation.every)
-
-    def saves(self, step: int) -> bool:
-        """Returns whether a checkpoint is due."""
-        return self._due(step, self.config.checkpoint.every)
-
-    def indices(self, step: int) -> np.ndarray:
-        """Returns the numbers of the examples that the step sees in this process."""
-        epoch, step_of_epoch = divmod(step - 1, self.per_epoch)
-        sizes = {"batch_size": self.config.batch_size, "num_examples": self.num_examples}
-        return training_batch(self.config.seed, epoch, step_of_epoch, **sizes, **self.strategy.process)
-
-    def _due(self, step: int, every: str) -> bool:
-        return step % max(to_steps(every, self.per_epoch), 1) == 0 or step == self.total
+    return evaluations
 
 
 def _train(
+    experiment: Experiment,
     plan: Plan,
-    schedule: optax.Schedule,
-    take_step: Callable[[Carry, int], Carry],
+    take_step: Callable[[Carry], Carry],
+    batches: Batches,
     evaluate: Callable[[TrainState], Evaluations],
     carry: Carry,
     workdir: Path,
@@ -213,6 +176,7 @@ def _train(
     Returns the last state, and its evaluations, or none if no step was left to take.
     """
     step, evaluations, owed = int(carry.state.step), {}, False
+    schedule, strategy = experiment.schedule(plan.per_epoch), plan.strategy
     if step >= plan.total:
         say(console, f"{workdir} is complete; a longer --config.duration or another --workdir trains on")
     elif step:
@@ -228,7 +192,7 @@ def _train(
             step += 1
             profile.before(step, carry)
             recorder.tick(step)
-            carry, evaluations = take_step(carry, step), {}
+            carry, evaluations = take_step(carry), {}
             if profile.after(step, carry):
                 say(console, f"profile of steps {plan.config.logging.profile} in {workdir / 'profile'}")
             signal = interrupt.after(step)
@@ -237,22 +201,27 @@ def _train(
                 continue
             skipped = _check_health(carry, step)
             interval, epoch = _means(carry.interval), _means(carry.epoch)
-            count = int(optax.tree.get(carry.state.opt_state, "count"))  # of the steps that were not skipped
-            recorder.measure(step)
+            del interval["count"]
+            seen = (plan.steps_of_epoch(step) - epoch["skipped"]) * plan.config.batch_size
+            epoch["left_out"] = seen - epoch.pop("count")
+            rate = learning_rate(schedule, carry.state.opt_state)
+            recorder.measure(step, waited=batches.idle_seconds)
             if plan.evaluates(step):
                 evaluations = evaluate(carry.state)
+                if plan.observes(step):
+                    carry = _observed(experiment, strategy, carry, evaluations["test"].accuracy)
             with together():  # only one process writes
                 if plan.logs(step):
-                    recorder.interval(step, interval, float(schedule(max(count - 1, 0))))
+                    recorder.interval(step, interval, rate)
                 for kind, evaluation in evaluations.items():
                     recorder.test(kind, step, evaluation.scalars)
                 if plan.ends_epoch(step):
                     recorder.epoch(step, epoch, {kind: e.accuracy for kind, e in evaluations.items()})
                 recorder.flush()
             if plan.logs(step):
-                carry = carry.replace(interval=plan.strategy.replicate(zeros_like(carry.interval)))
+                carry = carry.replace(interval=strategy.replicate(zeros_like(carry.interval)))
             if plan.ends_epoch(step):
-                carry = carry.replace(epoch=plan.strategy.replicate(zeros_like(carry.epoch)))
+                carry = carry.replace(epoch=strategy.replicate(zeros_like(carry.epoch)))
             # While steps are skipped nothing new is worth saving, and what is there must not be pushed out.
             if (owed and not skipped) or signal or step == plan.total:
                 checkpoints.save(step, carry, evaluations["test"].accuracy if evaluations else None)
@@ -270,13 +239,13 @@ def make_train_batch(
     strategy: Strategy,
     plan: Plan,
     carry: Carry,
-    data: Data,
+    train: Split,
 ) -> tuple[Program, dict[str, Any]]:
-    """Compiles the step of the loop: it gathers a batch, takes the step, and adds up the metrics.
+    """Compiles the step of the loop: it assembles a batch, takes the step, and adds up the metrics.
 
     Returns:
-      The program, `(carry, data, indices) -> carry`, which uses its carry up; and how it runs: strategy, devices,
-      micro-batches, memory, seconds it took to compile.
+      The program, `(carry, data, given) -> carry` (see `flaxcnn.training.feed.assemble`), which uses its carry up;
+      and how it runs: strategy, devices, micro-batches, memory, seconds it took to compile.
 
     Raises:
       UserError: it does not fit into memory.
@@ -290,14 +259,14 @@ def make_train_batch(
             model,
             optimizer,
             experiment.preprocess,
+            mix=experiment.mix,
             label_smoothing=config.label_smoothing,
             micro_batches=micro_batches,
             ema_decay=config.optimizer.ema_decay,
         )
 
-        def train_batch(carry: Carry, data: Data, indices: jax.Array, axis_name: str | None) -> Carry:
-            batch = gather(data, indices, jnp.ones(indices.shape, jnp.float32))
-            state, metrics = train_step(carry.state, batch, axis_name=axis_name)
+        def train_batch(carry: Carry, data: Data, given: Data, axis_name: str | None) -> Carry:
+            state, metrics = train_step(carry.state, assemble(data, given), axis_name=axis_name)
             add = functools.partial(jax.tree.map, jnp.add)
             return Carry(
                 state,
@@ -306,16 +275,18 @@ def make_train_batch(
                 skipped_in_a_row=(carry.skipped_in_a_row + metrics["skipped"]) * metrics["skipped"],
             )
 
-        arguments = (carry, data, strategy.split(plan.indices(1)))
         return strategy.compile(train_batch, arguments, split=(2,), donate=(0,))
 
+    arguments = (carry, train.data, train.blank(config.batch_size // jax.process_count()))
     start = time.perf_counter()
-    # A save keeps a second carry for a while; and all processes must come to the same number.
-    limit = memory.device_bytes(strategy.device) - sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
-    if jax.process_count() > 1:  # in MiB, because JAX sends 32 bits
-        limit = int(multihost_utils.process_allgather(np.array(limit >> 20, np.int32)).min()) << 20
-    wanted = config.parallel.micro_batches
-    program, micro_batches = memory.find_program(compile_step, wanted=wanted, share=plan.share, limit=limit)
+    # A save keeps a second carry for a while.
+    limit = memory.agreed(
+        memory.device_bytes(strategy.device) - sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
+    )
+    wanted, pairs = config.parallel.micro_batches, experiment.mix is not None
+    program, micro_batches = memory.find_program(
+        compile_step, wanted=wanted, share=plan.share, limit=limit, multiple=2 if pairs else 1
+    )
     return program, {
         "strategy": strategy.name,
         "devices": strategy.num_devices,
@@ -362,28 +333,23 @@ def _explained(workdir: Path) -> Iterator[None]:
         ) from error
 
 
-def load_split(config: TrainConfig, split: str) -> datasets.ImageDataset:
-    """Reads a split of the configured data set, if it takes at most a quarter of a device's memory."""
-    return datasets.load(
-        config.data.name,
-        split,
-        data_dir=config.data.data_dir,
-        image_size=config.data.image_size,
-        limit_bytes=memory.device_bytes(jax.local_devices()[0]) // 4,
-    )
-
-
-def to_devices(dataset: datasets.ImageDataset, strategy: Strategy) -> Data:
-    """Puts a split on every device as it is: image uint8, label int32."""
-    return strategy.replicate({"image": dataset.images, "label": dataset.labels})
+def _observed(experiment: Experiment, strategy: Strategy, carry: Carry, accuracy: float) -> Carry:
+    """Returns the carry after an evaluation, which the schedule "plateau" takes note of."""
+    before = carry.state.opt_state
+    after = observe(experiment.config.schedule, before, accuracy)
+    if after is before:
+        return carry
+    *others, plateau = after
+    opt_state = (*others, strategy.replicate(jax.tree.map(np.asarray, plateau)))
+    return carry.replace(state=carry.state.replace(opt_state=opt_state))
 
 
 def _means(sums: Mapping[str, jax.Array]) -> dict[str, float]:
-    """Fetches sums of metrics and returns their means, which of no examples are not numbers."""
+    """Fetches sums of metrics and returns their means, which of no examples are not numbers, and the counts."""
     sums = jax.device_get(dict(sums))
     count = int(sums["count"])
     means = {name: float(sums[key]) / count if count else math.nan for name, key in _MEANS.items()}
-    return means | {"skipped": int(sums["skipped"])}
+    return means | {"skipped": int(sums["skipped"]), "count": count}
 
 
 _MEANS = {"loss": "loss", "accuracy": "correct"}

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.parallel import Program
@@ -16,6 +18,14 @@ def device_bytes(device: jax.Device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
+def agreed(count: int) -> int:
+    """Returns the least of all processes' numbers of bytes, so that all of them come to the same decisions."""
+    if jax.process_count() == 1:
+        return count
+    # In MiB, because JAX sends 32 bits.
+    return int(multihost_utils.process_allgather(np.array(count >> 20, np.int32)).min()) << 20
+
+
 def program_bytes(program: Program) -> int:
     """Returns the most memory that a program takes on a device, its arguments and results included."""
     analysis = program.compiled.memory_analysis()
@@ -24,7 +34,7 @@ def program_bytes(program: Program) -> int:
 
 
 def find_program(
-    compile_step: Callable[[int], Program], *, wanted: int | None, share: int, limit: int
+    compile_step: Callable[[int], Program], *, wanted: int | None, share: int, limit: int, multiple: int = 1
 ) -> tuple[Program, int]:
     """Compiles a step that fits, and returns it with the number of its micro-batches.
 
@@ -33,12 +43,13 @@ def find_program(
       wanted: that number; None finds the least that fits, among divisors of `share` each about twice the last.
       share: examples of one device.
       limit: bytes of a device.
+      multiple: of this many examples a micro-batch is made, because they are mixed.
 
     Raises:
       UserError: the wanted number does not fit, with one that does; or none does.
     """
     tried: dict[int, int] = {}
-    for count in _candidates(share, wanted or 1):
+    for count in _candidates(share // multiple, wanted or 1):
         try:
             program = compile_step(count)
             tried[count] = program_bytes(program)

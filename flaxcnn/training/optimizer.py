@@ -1,8 +1,14 @@
 """Stochastic gradient descent as the classical recipes have it, and its schedules, from optax's parts."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+from flax import traverse_util
+from optax.contrib import ReduceLROnPlateauState as PlateauState
 
 from flaxcnn.config import OptimizerConfig, ScheduleConfig, to_steps
 
@@ -14,16 +20,24 @@ def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, step
 
       warm-up (step < W): peak (w + (1 - w) step / W), with w = warmup_factor
       constant: peak
+      step: peak * factor^floor(step / every)
       multi_step: peak * factor^(milestones that step has reached)
       cosine: peak (f + (1 - f) (1 + cos(pi t)) / 2), with f = final_factor
       polynomial: peak (f + (1 - f) (1 - t)^power)
+      plateau: peak; `make_optimizer` has what follows
 
-    Milestones count from the start of the run, not from the end of the warm-up.
+    Milestones and falls count from the start of the run, not from the end of the warm-up.
     """
     warmup = min(to_steps(config.warmup, steps_per_epoch), total_steps)
     decay_steps = max(total_steps - warmup, 1)
-    if config.name == "constant":
+    if config.name in ("constant", "plateau"):
         schedule = optax.constant_schedule(peak)
+    elif config.name == "step":
+        every = max(to_steps(config.every, steps_per_epoch), 1)
+
+        def schedule(step):
+            return peak * config.factor ** ((step + warmup) // every).astype(jnp.float32)
+
     elif config.name == "multi_step":
         milestones = [to_steps(duration, steps_per_epoch) for duration in config.milestones]
 
@@ -41,27 +55,81 @@ def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, step
     return lambda step: optax.join_schedules([rise, schedule], [warmup])(jnp.asarray(step))
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, plateau: ScheduleConfig | None = None
+) -> optax.GradientTransformation:
     """Returns SGD with momentum m and coupled weight decay d, at learning rate r:
 
-        g = clip(gradient) + d * parameter          (d for weights only, unless weight_decay_on is "all")
+        g = clip(gradient) + d * parameter          (d differs for weights, biases and normalisation)
         velocity = m * velocity + g
         parameter -= r * velocity                   (Nesterov: r * (m * velocity + g))
 
     This is torch's SGD and that of the papers from VGG on. Sutskever et al., "On the importance of initialization
     and momentum in deep learning", 2013, has the learning rate inside the velocity instead; the two differ when
     the rate changes.
+
+    Args:
+      config: of the optimizer.
+      schedule: the learning rate by step.
+      plateau: if its name is "plateau", r is also multiplied by a factor that `observe` lowers.
     """
-
-    def is_weight(params):
-        # Kernels have two dimensions or more; biases and the scales and offsets of norms have one.
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
     steps = []
     if config.clip_norm is not None:
         steps.append(optax.clip_by_global_norm(config.clip_norm))
-    if config.weight_decay:
-        mask = is_weight if config.weight_decay_on == "weights" else None
-        steps.append(optax.add_decayed_weights(config.weight_decay, mask))
+    decays = {
+        "weight": config.weight_decay,
+        "bias": config.bias_weight_decay,
+        "norm": config.norm_weight_decay,
+    }
+    for decay in sorted({decay for decay in decays.values() if decay}):
+        kinds = {kind for kind, other in decays.items() if other == decay}
+        steps.append(optax.add_decayed_weights(decay, functools.partial(_is_of_kind, kinds)))
     steps.append(optax.sgd(schedule, config.momentum or None, config.nesterov))
+    if plateau is not None and plateau.name == "plateau":
+        steps.append(optax.GradientTransformation(_plateau(plateau).init, _scale_by_plateau))
     return optax.chain(*steps)
+
+
+def _is_of_kind(kinds: set[str], params: Any) -> Any:
+    """Returns, for each leaf, whether it is one of "weight", "bias" and "norm"."""
+    flat = traverse_util.flatten_dict(params)
+
+    def kind(path: tuple[str, ...]) -> str:
+        # Kernels have two dimensions or more; biases and the scales and offsets of norms have one.
+        if flat[path].ndim > 1:
+            return "weight"
+        return "norm" if (*path[:-1], "scale") in flat else "bias"
+
+    return traverse_util.unflatten_dict({path: kind(path) in kinds for path in flat})
+
+
+def _plateau(config: ScheduleConfig) -> optax.GradientTransformationExtraArgs:
+    # Any better accuracy is one: the tolerance is below that of a single example in float32.
+    return optax.contrib.reduce_on_plateau(factor=config.factor, patience=config.patience, rtol=0.0, atol=1e-7)
+
+
+def _scale_by_plateau(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    del params
+    return jax.tree.map(lambda update: update * state.scale.astype(update.dtype), updates), state
+
+
+def learning_rate(schedule: optax.Schedule, opt_state: optax.OptState) -> float:
+    """Returns the learning rate of the last step that was taken and not skipped."""
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, (optax.ScaleByScheduleState, PlateauState))
+
+    rate = 1.0
+    for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
+        is_plateau = isinstance(state, PlateauState)
+        rate *= float(state.scale if is_plateau else schedule(max(int(state.count) - 1, 0)))
+    return rate
+
+
+def observe(config: ScheduleConfig, opt_state: optax.OptState, accuracy: float) -> optax.OptState:
+    """Returns the state of the optimizer after an evaluation; only the schedule "plateau" takes note of it."""
+    if config.name != "plateau":
+        return opt_state
+    *others, state = opt_state
+    _, state = _plateau(config).update({}, jax.device_get(state), value=1.0 - accuracy)
+    return (*others, state)

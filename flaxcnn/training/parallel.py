@@ -101,11 +101,15 @@ class Strategy:
 
         return jax.tree.map(put, tree)
 
-    def split(self, rows: np.ndarray) -> Array:
+    def split(self, tree: Any) -> Any:
         """Puts this process's rows of a batch on its devices, a share on each, as compiled programs take them."""
-        if self.name == "pmap":
-            rows = rows.reshape(self._mesh.local_mesh.size, -1, *rows.shape[1:])
-        return jax.make_array_from_process_local_data(NamedSharding(self._mesh, PartitionSpec(AXIS)), rows)
+
+        def put(rows):
+            if self.name == "pmap":
+                rows = rows.reshape(self._mesh.local_mesh.size, -1, *rows.shape[1:])
+            return jax.make_array_from_process_local_data(NamedSharding(self._mesh, PartitionSpec(AXIS)), rows)
+
+        return jax.tree.map(put, tree)
 
     def synchronized(self, model: nn.Module) -> nn.Module:
         """Returns a network whose BatchNorm, if it has any, normalises over the batch of all devices."""

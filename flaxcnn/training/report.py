@@ -27,10 +27,11 @@ def print_evaluation(
     """Prints the accuracy on a split, that of each class, and the confusion matrix."""
     names = experiment.class_names
     correct = round(evaluation.accuracy * evaluation.count)
+    missing = f", {evaluation.left_out:,} left out" if evaluation.left_out else ""
     top5 = f", top-5 {evaluation.accuracy_top5:.4f}" if len(names) > 5 else ""
     say(
         console,
-        f"{split} accuracy {evaluation.accuracy:.4f} ({correct:,} of {evaluation.count:,} right){top5}, "
+        f"{split} accuracy {evaluation.accuracy:.4f} ({correct:,} of {evaluation.count:,} right{missing}){top5}, "
         f"loss {evaluation.loss:.4f}, {checkpoint}",
     )
     if evaluation.confusion is not None:

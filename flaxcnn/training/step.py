@@ -1,7 +1,8 @@
 """One step of training and one of evaluation, each written once, for one device's share of a batch."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -10,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxcnn.training.shares import apply_to_share, fold_in_each, merge_statistics
+from flaxcnn.training.shares import apply_to_share, merge_statistics
 from flaxcnn.training.state import TrainState
 
 Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 Preprocess = Callable[..., Array]
+Views = Callable[[Array], Sequence[Array]]
+Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]
 
 # Above this many classes the confusion matrix is left out of the metrics: it would weigh more than the network.
 CONFUSION_CLASSES = 1000
@@ -29,6 +32,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     *,
+    mix: Mix | None = None,
     label_smoothing: float = 0.0,
     micro_batches: int = 1,
     ema_decay: float = 0.0,
@@ -37,8 +41,11 @@ def make_train_step(
 
     The loss is softmax cross-entropy, averaged over the examples whose mask is 1, plus 0.3 of that of each
     auxiliary head, which a model sows into `aux_logits`; the metrics are of the main head alone. With `axis_name`
-    the batch is one device's share, and gradients, statistics and metrics are those of the whole. Augmentation and
-    dropout depend on the seed, the step and the example's place in the whole batch, not on how it is split.
+    the batch is one device's share, and gradients, statistics and metrics are those of the whole. Dropout depends
+    on the seed, the step and the example's place in the whole batch, not on how it is split.
+
+    A batch may have a fourth array, `visit` (B, 2) int32: the epoch and the number of each example, on which, with
+    the seed, its augmentation depends. Without it they are the step and the place in the whole batch.
 
     If the loss, a gradient or a running statistic is not finite, parameters, statistics, optimizer and averages
     stay as they are, the loss scale is halved, and the step counts as one of `skipped` and as no example.
@@ -46,8 +53,11 @@ def make_train_step(
     Args:
       model: network, called with `train=True`.
       optimizer: of optax.
-      preprocess: `preprocess(images, keys=keys)` from uint8 (B, H, W, C) to the network's input, augmented by a key
-        for each image.
+      preprocess: `preprocess(images, key=key, visits=visits)` from uint8 (B, H, W, C) to the network's input,
+        augmented as the visits (B, 2) say, by the key of the run.
+      mix: `mix(key, images, targets, mask)`, which returns images and targets mixed over the batch, and the mask of
+        those that are made of real ones alone; targets (B, classes) sum to one. Parts of a batch get the same key,
+        so that they can be mixed alike.
       label_smoothing: the share e of each target spread over all classes: (1 - e) one_hot + e / classes.
       micro_batches: equal parts into which a device's share is cut, taken one after another; their gradients are
         those of the whole. BatchNorm normalises over each part (with `bn_axis_name` over that part of all devices),
@@ -64,34 +74,42 @@ def make_train_step(
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         positions = first + jnp.arange(size, dtype=jnp.int32)
         total = size if axis_name is None else size * jax.lax.psum(1, axis_name)
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+        visits = jnp.stack([jnp.full_like(positions, state.step), positions], axis=1)
+        augment_key, rng = jax.random.split(state.rng)
+        dropout_key, mix_key = jax.random.split(jax.random.fold_in(rng, state.step))
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         momenta = {}
 
         def loss(params, share):
-            images = preprocess(share["image"], keys=fold_in_each(augment_key, share["position"]))
+            images = preprocess(share["image"], key=augment_key, visits=share["visit"])
+            targets, mask = share["label"], share["mask"]
+            if mix is not None:
+                targets = jax.nn.one_hot(targets, model.num_classes, dtype=images.dtype)
+                images, targets, mask = mix(mix_key, images, targets, mask)
             variables = {"params": params, "batch_stats": state.batch_stats}
             logits, updated, found = apply_to_share(
                 model, variables, images, positions=share["position"], dropout_key=dropout_key
             )
             momenta.update(found)
-            losses = cross_entropy(logits, share["label"], label_smoothing)
+            losses = cross_entropy(logits, targets, label_smoothing)
             sums = losses
             for auxiliary in jax.tree.leaves(updated.get("aux_logits", {})):
-                sums = sums + AUXILIARY_WEIGHT * cross_entropy(auxiliary, share["label"], label_smoothing)
+                sums = sums + AUXILIARY_WEIGHT * cross_entropy(auxiliary, targets, label_smoothing)
             # Divided here, and not after the sum over devices, so that float16 holds the gradients.
-            mean = (sums * share["mask"]).sum() / total
-            return mean * scale, (_metrics(logits, losses, share), updated.get("batch_stats", {}))
+            mean = (sums * mask).sum() / total
+            labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
+            return mean * scale, (_metrics(logits, losses, labels, mask), updated.get("batch_stats", {}))
 
         def gradients_of(share):
             gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, share)
             return (gradients, metrics), batch_stats
 
         (gradients, metrics), batch_stats = _over_micro_batches(
-            gradients_of, {**batch, "position": positions}, micro_batches
+            gradients_of, {"visit": visits, **batch, "position": positions}, micro_batches
         )
         gradients, metrics = _sum_over(axis_name, (gradients, metrics))
-        correction = total / (metrics["count"] * scale)
+        # Of a batch without a real example nothing is learned, which is no fault of the gradients.
+        correction = total / (jnp.maximum(metrics["count"], 1) * scale)
         gradients = jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), gradients)
         batch_stats = merge_statistics(batch_stats, momenta, axis_name)
         checked = jax.tree.leaves((gradients, batch_stats, metrics["loss"]))
@@ -117,18 +135,22 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: nn.Module, preprocess: Preprocess) -> Callable[..., Metrics]:
+def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
     """Returns `eval_step(state, batch, axis_name=None) -> metrics`, a pure function.
 
     The metrics are sums and counts over the examples whose mask is 1: those of training, `correct_top5`, and
     `confusion` (classes, classes) int32, rows by label and columns by prediction, up to 1,000 classes.
+
+    Args:
+      model: network, called with `train=False`.
+      views: `views(images)` from uint8 (B, H, W, C) to the network's inputs, see `average_views`.
     """
 
     def eval_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> Metrics:
         _check_batch(batch)
-        logits = model.apply(state.variables, preprocess(batch["image"]), train=False)
+        logits = average_views(model, state.variables, views(batch["image"]))
         losses = cross_entropy(logits, batch["label"])
-        metrics = _metrics(logits, losses, batch)
+        metrics = _metrics(logits, losses, batch["label"], batch["mask"])
         counted = batch["mask"].astype(jnp.int32)
         own = jnp.take_along_axis(logits, batch["label"][:, None], axis=-1)
         above = ~(logits <= own)  # also where a logit is not a number, which must not count as right
@@ -142,10 +164,33 @@ def make_eval_step(model: nn.Module, preprocess: Preprocess) -> Callable[..., Me
     return eval_step
 
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
-    """Returns the softmax cross-entropy (B,) of logits (B, K) with smoothed one-hot labels (B,), in nats."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+def average_views(model: nn.Module, variables: Any, views: Sequence[Array]) -> Array:
+    """Returns the logits (B, K) of one view of each image, or the logarithm of the mean softmax over several.
+
+    Views (B, H, W, C) of one size go through the network as one batch.
+    """
+    sizes: dict[tuple[int, ...], list[Array]] = {}
+    for view in views:
+        sizes.setdefault(view.shape, []).append(view)
+    logits = []
+    for alike in sizes.values():
+        together = model.apply(variables, jnp.concatenate(alike), train=False)
+        logits += jnp.split(together, len(alike))
+    if len(logits) == 1:
+        return logits[0]
+    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(each) for each in logits]), axis=0) - math.log(
+        len(logits)
+    )
+
+
+def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -> Array:
+    """Returns the softmax cross-entropy (B,) of logits (B, K) with smoothed targets, in nats.
+
+    Targets are labels (B,), or the share of each class (B, K).
+    """
+    if targets.ndim == 1:
+        targets = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
 
 
 def _check_batch(batch: Batch) -> None:
@@ -155,11 +200,11 @@ def _check_batch(batch: Batch) -> None:
     chex.assert_type([batch["image"], batch["label"]], [jnp.uint8, jnp.int32])
 
 
-def _metrics(logits: Array, losses: Array, batch: Batch) -> Metrics:
-    counted = batch["mask"].astype(jnp.int32)
+def _metrics(logits: Array, losses: Array, labels: Array, mask: Array) -> Metrics:
+    counted = mask.astype(jnp.int32)
     return {
-        "loss": (losses * batch["mask"]).sum(),
-        "correct": ((logits.argmax(axis=-1) == batch["label"]) * counted).sum(dtype=jnp.int32),
+        "loss": (losses * mask).sum(),
+        "correct": ((logits.argmax(axis=-1) == labels) * counted).sum(dtype=jnp.int32),
         "count": counted.sum(dtype=jnp.int32),
     }
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from flaxcnn import config as config_lib
 from flaxcnn.config import TrainConfig
+from flaxcnn.data.sources import FOLDER
 from flaxcnn.errors import UserError
 from flaxcnn.training.distributed import is_primary, together
 from flaxcnn.training.experiment import Experiment, make_experiment
@@ -39,14 +40,23 @@ _IDENTITY = (
     "label_smoothing",
     "model",
     "data",
+    "augment",
     "optimizer.momentum",
     "optimizer.weight_decay",
-    "optimizer.weight_decay_on",
+    "optimizer.bias_weight_decay",
+    "optimizer.norm_weight_decay",
     "optimizer.nesterov",
     "optimizer.clip_norm",
     "optimizer.ema_decay",
 )
-_NOT_IDENTITY = ("data.data_dir", "data.test_split", "model.options.remat")
+_NOT_IDENTITY = (
+    "data.bad_images",
+    "data.data_dir",
+    "data.loading",
+    "data.test_split",
+    "data.workers",
+    "model.options.remat",
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,8 +94,13 @@ def open_experiment(workdir: Path) -> Experiment:
     )
 
 
-def check_usable(workdir: Path, config: TrainConfig) -> list[str]:
+def check_usable(workdir: Path, config: TrainConfig, data: Mapping[str, Any]) -> list[str]:
     """Checks that a run may go into a folder, without writing anything.
+
+    Args:
+      workdir: the folder.
+      config: of the run.
+      data: what is kept of it: names of the classes, shape of an image, fingerprint of the training split.
 
     Returns:
       The leaves that the configuration changes since the run that the folder holds, as "name: old -> new".
@@ -106,10 +121,12 @@ def check_usable(workdir: Path, config: TrainConfig) -> list[str]:
             raise UserError(f"work directory {workdir} cannot be written to: no permission on {folder}")
     if not has_checkpoints(workdir):
         return []
-    before, now = read_run(workdir)["config"], config_lib.to_dict(config)
+    run = read_run(workdir)
+    _check_same_data(workdir, run["data"], data)
+    before, now = run["config"], config_lib.to_dict(config)
     changes = {path: (_get(before, path), _get(now, path)) for path in sorted(_paths(before) | _paths(now))}
     changes = {path: pair for path, pair in changes.items() if pair[0] != pair[1]}
-    other = {path: pair for path, pair in changes.items() if _is_identity(path)}
+    other = {path: pair for path, pair in changes.items() if _is_identity(path, *pair)}
     if other:
         differences = ", ".join(f"{path} {then!r}, not {this!r}" for path, (then, this) in list(other.items())[:3])
         raise UserError(f"{workdir} holds another experiment ({differences}); choose another --workdir")
@@ -123,14 +140,17 @@ def has_checkpoints(workdir: Path) -> bool:
 
 
 @contextlib.contextmanager
-def opened(workdir: Path, experiment: Experiment, execution: Mapping[str, Any]) -> Iterator[None]:
+def opened(
+    workdir: Path, config: TrainConfig, data: Mapping[str, Any], execution: Mapping[str, Any]
+) -> Iterator[None]:
     """Makes the folder, records the run in it, and keeps other runs out of it for the length of the block.
 
     Of several processes the first does so.
 
     Args:
       workdir: the folder.
-      experiment: of the run.
+      config: of the run.
+      data: see `check_usable`.
       execution: on which devices it runs, and how.
 
     Raises:
@@ -140,8 +160,8 @@ def opened(workdir: Path, experiment: Experiment, execution: Mapping[str, Any]) 
         with together():
             if is_primary():
                 run = {
-                    "config": config_lib.to_dict(experiment.config),
-                    "data": {"class_names": experiment.class_names, "image_shape": experiment.image_shape},
+                    "config": config_lib.to_dict(config),
+                    "data": dict(data),
                     "execution": dict(execution),
                     "environment": _environment(),
                 }
@@ -222,5 +242,19 @@ def _get(values: Any, path: str) -> Any:
     return values
 
 
-def _is_identity(path: str) -> bool:
+def _check_same_data(workdir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if list(before["class_names"]) != list(now["class_names"]):
+        raise UserError(f"{workdir} was trained on other classes; choose another --workdir")
+    if before.get("fingerprint") != now["fingerprint"]:
+        raise UserError(
+            f"the pictures to train on are no longer those that {workdir} was trained on, so it cannot go on "
+            f"exactly; put them back, or choose another --workdir"
+        )
+
+
+def _is_identity(path: str, before: Any, now: Any) -> bool:
+    if path == "schedule.name":  # it keeps a state of its own
+        return "plateau" in (before, now)
+    if path == "data.name" and str(before).startswith(FOLDER) and str(now).startswith(FOLDER):
+        return False  # the fingerprint tells whether they are the same
     return path not in _NOT_IDENTITY and any(path == key or path.startswith(key + ".") for key in _IDENTITY)

@@ -1,5 +1,6 @@
 """Data sets: digits against scikit-learn, and the general reader against a builder made here."""
 
+import dataclasses
 import io
 
 import cv2
@@ -9,10 +10,22 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from flaxcnn import UserError
-from flaxcnn.data import datasets
-from flaxcnn.data.datasets import load, resize_and_center_crop
+from flaxcnn.data.datasets import load
+from flaxcnn.data.delivery import Delivery
+from flaxcnn.data.sources import open_source
 
-GIB = 2**30
+
+def no_bad(example, reason):
+    raise AssertionError((example, reason))
+
+
+def decoded(name, split, size=None, data_dir=None):
+    source = open_source(name, split, data_dir)
+    stored = source.image_shape
+    delivery = (
+        Delivery(source, stored) if size is None else Delivery(source, (size, size, stored[2]), crop="center")
+    )
+    return load(delivery, no_bad)
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -21,11 +34,12 @@ def test_digits_are_those_of_scikit_learn():
         (np.rint(image * 255 / 16).astype(np.uint8).tobytes(), int(label))
         for image, label in zip(original.images, original.target, strict=True)
     }
-    train, test = load("digits", "train", limit_bytes=GIB), load("digits", "test", limit_bytes=GIB)
+    train, test = decoded("digits", "train"), decoded("digits", "test")
     assert (len(train), len(test)) == (1438, 359)
     assert train.images.shape == (1438, 8, 8, 1) and train.images.dtype == np.uint8
     assert train.labels.dtype == np.int32
-    assert train.class_names == tuple("0123456789")
+    assert train.mask.tolist() == [1] * 1438
+    assert open_source("digits", "train").class_names == tuple("0123456789")
     found = [
         {(image.tobytes(), int(label)) for image, label in zip(part.images, part.labels, strict=True)}
         for part in (train, test)
@@ -34,8 +48,8 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_splits_can_be_sliced():
-    whole = load("digits", "train", limit_bytes=GIB)
-    part = load("digits", "train[:90%]", limit_bytes=GIB)
+    whole = decoded("digits", "train")
+    part = decoded("digits", "train[:90%]")
     assert len(part) == 1294
     np.testing.assert_array_equal(part.images, whole.images[:1294])
 
@@ -81,15 +95,17 @@ class Numbers(tfds.core.GeneratorBasedBuilder):
 
 
 @pytest.fixture(scope="module")
-def prepared(data_dir):
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
     for builder in (Shapes, Numbers):
-        builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
+        builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    return str(folder)
 
 
 def test_pictures_of_different_sizes_are_brought_to_one(prepared):
-    dataset = load("shapes", "train", image_size=16, limit_bytes=GIB)
+    dataset = decoded("shapes", "train", size=16, data_dir=prepared)
     assert dataset.images.shape == (9, 16, 16, 3)
-    assert dataset.class_names == ("red", "green", "blue")
+    assert open_source("shapes", "train", prepared).class_names == ("red", "green", "blue")
     np.testing.assert_array_equal(dataset.images.mean((1, 2)).argmax(-1), dataset.labels)
     assert sorted(dataset.labels) == [0] * 3 + [1] * 3 + [2] * 3
 
@@ -101,34 +117,26 @@ def test_pictures_of_different_sizes_are_brought_to_one(prepared):
         (("digits", "tests"), "data set digits has no split 'tests'; did you mean test"),
         (("digits:9.9.9", "train"), "cannot open data set 'digits:9.9.9'"),
         (("cifar10", "train"), r"cifar10 is not prepared in .*; run: python -m flaxcnn prepare cifar10"),
-        (("shapes", "train"), "images of shapes differ in size; set data.image_size"),
         (("numbers", "train"), "numbers is not made of images with one class label"),
+        (("digits", "train[5:5]"), r"split 'train\[5:5\]' of data set digits is empty"),
     ],
 )
 def test_mistakes_are_one_line(prepared, arguments, message):
     with pytest.raises(UserError, match=message) as raised:
-        load(*arguments, limit_bytes=GIB)
+        decoded(*arguments, data_dir=prepared if arguments[0] == "numbers" else None)
     assert "\n" not in str(raised.value)
 
 
-def test_a_set_that_does_not_fit_is_refused_before_it_is_read():
-    with pytest.raises(UserError, match=r"takes 0.0 GiB decoded.*'train\[:10%\]'"):
-        load("digits", "train", limit_bytes=1438 * 64 - 1)
-    load("digits", "train", limit_bytes=1438 * 64)
-
-
-def test_images_without_a_label_are_refused(monkeypatch):
-    monkeypatch.setattr(datasets, "class_names", lambda builder: tuple("012345678"))
+def test_images_without_a_label_are_refused():
+    source = dataclasses.replace(open_source("digits", "train"), class_names=tuple("012345678"))
     with pytest.raises(UserError, match="without a label"):
-        load("digits", "train", limit_bytes=GIB)
+        load(Delivery(source, (8, 8, 1)), no_bad)
 
 
-@pytest.mark.parametrize("shape", [(40, 56), (56, 40), (50, 50), (5, 7)])
-def test_resize_and_crop_keeps_the_centre(shape):
-    image = np.zeros((*shape, 1), np.uint8)
-    image[shape[0] // 4 : -(shape[0] // 4), shape[1] // 4 : -(shape[1] // 4)] = 255
-    result = resize_and_center_crop(image, (10, 10)).astype(float)
-    assert result.shape == (10, 10, 1)
-    assert result[4:6, 4:6].min() > 250
-    np.testing.assert_allclose(result, result[::-1], atol=2)
-    np.testing.assert_allclose(result, result[:, ::-1], atol=2)
+def test_pictures_that_cannot_be_read_are_black_and_masked(prepared):
+    """Eight of the nine have not the size that is claimed here."""
+    noted = {}
+    dataset = load(Delivery(open_source("shapes", "train", prepared), (22, 28, 3)), noted.__setitem__)
+    assert len(noted) == 8 and dataset.mask.sum() == 1
+    assert [bool(image.any()) for image in dataset.images] == dataset.mask.astype(bool).tolist()
+    assert all("pixels instead of 28x22" in reason for reason in noted.values())

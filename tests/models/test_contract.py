@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flaxcnn import UserError, create_model, list_models, model_info
+from tests.marks import sampled
 from tests.variables import random_images, random_variables
 
 CASES = [(1, 7, "float32"), (4, 0, "bfloat16")]
@@ -91,13 +92,15 @@ DEEPER |= {"resnext101_32x8d", "densenet161", "densenet169", "densenet201", "den
 DEEPER |= set(list_models("regnet_*")) - {"regnet_x_400mf", "regnet_x_8gf", "regnet_y_400mf", "regnet_y_8gf"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "channels", "num_classes", "dtype"),
-    [
-        (name, *case)
-        for name, case in zip(sorted(set(list_models()) - DEEPER), itertools.cycle(CASES), strict=False)
-    ],
+    sampled(
+        [
+            (name, *case)
+            for name, case in zip(sorted(set(list_models()) - DEEPER), itertools.cycle(CASES), strict=False)
+        ],
+        every=3,
+    ),
 )
 def test_values_and_gradients_of_every_kind_of_network(name, channels, num_classes, dtype):
     check_forward_and_backward(name, channels, num_classes, dtype)

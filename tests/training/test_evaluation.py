@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from flaxcnn.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from flaxcnn.data.datasets import ImageDataset
-from flaxcnn.training.evaluation import make_evaluator
+from flaxcnn.data.delivery import Delivery
+from flaxcnn.training.evaluation import evaluation_batch_size, make_evaluator
 from flaxcnn.training.experiment import make_experiment
-from flaxcnn.training.loop import to_devices
+from flaxcnn.training.feed import open_splits
 from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.state import TrainState
+from tests.pictures import Pictures
 from tests.variables import random_variables
 
 NAMES = tuple("abcdefghij")
@@ -20,19 +21,23 @@ NAMES = tuple("abcdefghij")
 def dataset():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10000, 12, 12, 1), np.uint8)
-    return ImageDataset("random", "test", images, rng.integers(0, 10, 10000).astype(np.int32), NAMES)
+    return Pictures(images, rng.integers(0, 10, 10000).astype(np.int32))
 
 
-def evaluate(dataset, batch_size, name="jit"):
+def evaluate(dataset, batch_size, name="jit", **data):
     config = TrainConfig(
-        model=ModelConfig(name="lenet5"), data=DataConfig(), evaluation=EvaluationConfig(batch_size=batch_size)
+        model=ModelConfig(name="lenet5"),
+        data=DataConfig(**data),
+        evaluation=EvaluationConfig(batch_size=batch_size),
     )
     experiment = make_experiment(config, NAMES, (12, 12, 1))
     params = random_variables(experiment.model, (1, 12, 12, 1))["params"]
     state = TrainState(np.int32(0), params, {}, (), None, None, None)
     strategy = Strategy(name)
     state = jax.device_put(state, strategy.replicated)
-    return make_evaluator(experiment, strategy)(state, to_devices(dataset, strategy))
+    sizes = {"test": evaluation_batch_size(config, len(dataset), strategy)}
+    with open_splits(config, strategy, {"test": Delivery(dataset, (12, 12, 1))}, sizes, 2**30) as splits:
+        return make_evaluator(experiment, strategy)(state, splits["test"])
 
 
 def test_exactly_ten_thousand_for_every_batch_size(dataset):
@@ -49,14 +54,24 @@ def test_exactly_ten_thousand_for_every_batch_size(dataset):
 @pytest.mark.parametrize("name", ["shard_map", "pmap"])
 @pytest.mark.parametrize("batch_size", [1, 300, 20_000])
 def test_eight_devices_count_the_same(dataset, name, batch_size):
-    few = ImageDataset("random", "test", dataset.images[:1003], dataset.labels[:1003], NAMES)
+    few = Pictures(dataset.images[:1003], dataset.labels[:1003])
     expected, result = evaluate(few, 1003), evaluate(few, batch_size, name)
     assert result.count == 1003 and result.accuracy == expected.accuracy
     np.testing.assert_array_equal(result.confusion, expected.confusion)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("name", "batch_size"), [("jit", 100), ("shard_map", 256)])
+def test_a_stream_counts_the_same(dataset, name, batch_size, workers):
+    few = Pictures(dataset.images[:1003], dataset.labels[:1003])
+    expected, result = evaluate(few, 1003), evaluate(few, batch_size, name, loading="stream", workers=workers)
+    assert result.count == 1003 and result.accuracy == expected.accuracy
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_array_equal(result.confusion, expected.confusion)
+
+
 def test_class_accuracy_is_the_share_of_each_row(dataset):
-    few = ImageDataset("random", "test", dataset.images[:50], np.minimum(dataset.labels[:50], 8), NAMES)
+    few = Pictures(dataset.images[:50], np.minimum(dataset.labels[:50], 8))
     result = evaluate(few, 16)
     expected = [(row[index] / row.sum()) if row.sum() else np.nan for index, row in enumerate(result.confusion)]
     np.testing.assert_allclose(result.class_accuracy, expected)
@@ -68,5 +83,6 @@ def test_a_count_that_is_off_is_an_error(dataset, monkeypatch):
 
     batches = evaluation.evaluation_batches
     monkeypatch.setattr(evaluation, "evaluation_batches", lambda *a, **k: list(batches(*a, **k))[:-1])
-    with pytest.raises(RuntimeError, match="evaluated 9984 of 10000 examples"):
-        evaluate(dataset, 256)
+    for policy in ("stop", "skip"):
+        with pytest.raises(RuntimeError, match="evaluated 9984 of 10000 examples"):
+            evaluate(dataset, 256, bad_images=policy)

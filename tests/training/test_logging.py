@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import struct
 import time
 
@@ -70,13 +71,13 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     ]
 
 
-def show(tmp_path, terminal, skipped=0):
+def show(tmp_path, terminal, skipped=0, left_out=0):
     console = rich.console.Console(file=io.StringIO(), force_terminal=terminal, width=100)
     sizes = {"start": 0, "total": 40, "per_epoch": 20, "batch_size": 64}
     with Recorder(tmp_path, console, **sizes) as recorder:
         for step in range(1, 21):
             recorder.tick(step)
-        means = {"loss": 1.5, "accuracy": 0.25, "skipped": skipped}
+        means = {"loss": 1.5, "accuracy": 0.25, "skipped": skipped, "left_out": left_out}
         recorder.interval(20, means, learning_rate=0.1)
         recorder._bar.refresh()
         recorder.test("test", 20, {"accuracy": 0.5})
@@ -98,6 +99,27 @@ def test_on_a_terminal_a_bar_moves_with_the_numbers(tmp_path):
 
 def test_skipped_steps_are_said(tmp_path):
     assert "test accuracy 0.5000  3 steps skipped  " in show(tmp_path, terminal=False, skipped=3)
+
+
+def test_pictures_left_out_are_said(tmp_path):
+    assert "test accuracy 0.5000  1,234 left out  " in show(tmp_path, terminal=False, left_out=1234)
+
+
+def test_the_share_of_the_time_without_data_is_recorded_and_shown(tmp_path):
+    """0.1 of 0.2 seconds, and in the next interval none."""
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    means = {"loss": 1.0, "accuracy": 0.0, "skipped": 0, "left_out": 0}
+    with Recorder(tmp_path, console, start=0, total=2, per_epoch=1, batch_size=10) as recorder:
+        for step in (1, 2):
+            recorder.tick(step)
+            time.sleep(0.2)
+            recorder.measure(step, waited=0.1)
+            recorder.interval(step, means, learning_rate=0.1)
+            recorder.epoch(step, means, {})
+    first, second = (r["waiting_for_data"] for r in read_metrics(tmp_path) if r["kind"] == "interval")
+    assert 0.2 < first <= 0.5 and second == 0
+    lines = console.file.getvalue().splitlines()
+    assert re.search(r"images/s  \d\d% waiting for data  eta", lines[0]) and "waiting" not in lines[1]
 
 
 def test_the_speed_leaves_evaluations_out(tmp_path):
@@ -129,6 +151,6 @@ def test_a_process_without_a_folder_writes_nothing(tmp_path, monkeypatch):
         recorder.tick(1)
         recorder.interval(1, {"loss": 1.0, "accuracy": 0.0, "skipped": 0}, learning_rate=0.1)
         recorder.test("test", 1, {"accuracy": 0.0})
-        recorder.epoch(1, {"loss": 1.0, "accuracy": 0.0, "skipped": 0}, {})
+        recorder.epoch(1, {"loss": 1.0, "accuracy": 0.0, "skipped": 0, "left_out": 0}, {})
         recorder.flush()
     assert not list(tmp_path.iterdir())

@@ -78,6 +78,6 @@ def test_micro_batches_do_save_memory():
     batch = {"image": np.zeros((512, 28, 28, 1), np.uint8), "label": np.zeros(512, np.int32), "mask": np.ones(512)}
     needed = []
     for parts in (1, 8):
-        step = make_train_step(model, optax.sgd(0.1), lambda x, keys: x / 255, micro_batches=parts)
+        step = make_train_step(model, optax.sgd(0.1), lambda x, **_: x / 255, micro_batches=parts)
         needed.append(memory.program_bytes(strategy.compile(step, (state, batch), split=(1,))))
     assert needed[1] < needed[0] / 2

@@ -1,5 +1,7 @@
 """One step: its loss, gradient, metrics and randomness, against definitions written out here."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,23 +9,25 @@ import numpy as np
 import optax
 import pytest
 
+from flaxcnn.config import DataConfig, EvaluationConfig
+from flaxcnn.data.preprocess import evaluation_inputs
 from flaxcnn.models import create_model
 from flaxcnn.training.state import LossScale
-from flaxcnn.training.step import cross_entropy, make_eval_step, make_train_step
+from flaxcnn.training.step import average_views, cross_entropy, make_eval_step, make_train_step
 from tests.variables import random_state
 
 
 class Linear(nn.Module):
     """Logits that are a linear function of the pixels, through dropout."""
 
-    classes: int = 7
+    num_classes: int = 7
     dropout_rate: float = 0.0
 
     @nn.compact
     def __call__(self, images, *, train):
         x = images.reshape(images.shape[0], -1)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.classes)(x)
+        return nn.Dense(self.num_classes)(x)
 
 
 class Statistics(nn.Module):
@@ -38,13 +42,22 @@ class Statistics(nn.Module):
         return nn.Dense(7, dtype=self.dtype)(norm(images).mean((1, 2)))
 
 
-def as_float(images, keys=None):
+def as_float(images, key=None, visits=None):
     return images.astype(jnp.float32) / 255
 
 
-def noisy(images, keys):
-    """Images and noise, of each image's own key."""
-    return as_float(images) + jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
+def one_view(images):
+    return [as_float(images)]
+
+
+def noisy(images, key, visits):
+    """Images and noise, of each visit's own."""
+
+    def noise(visit):
+        own = jax.random.fold_in(jax.random.fold_in(key, visit[0]), visit[1])
+        return jax.random.uniform(own, images.shape[1:])
+
+    return as_float(images) + jax.vmap(noise)(visits)
 
 
 def batch_of(size, classes=7, shape=(2, 3, 1), mask=None):
@@ -101,7 +114,7 @@ def test_masked_examples_count_for_nothing():
         np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
     assert int(metrics["count"]) == 5 and int(metrics["correct"]) == int(expected_metrics["correct"])
 
-    evaluate = jax.jit(make_eval_step(model, as_float))
+    evaluate = jax.jit(make_eval_step(model, one_view))
     found, expected = evaluate(state, whole), evaluate(state, part)
     for name in ("correct", "correct_top5", "count", "confusion"):
         np.testing.assert_array_equal(found[name], expected[name])
@@ -112,7 +125,7 @@ def test_a_batch_split_over_an_axis_gives_the_step_of_the_whole():
     state = state_of(model, optimizer)
     # Shares of unequal weight: the mask leaves 2, 1, 2 and 0 examples.
     batch = batch_of(8, mask=[1, 1, 1, 0, 1, 1, 0, 0])
-    train_step, eval_step = make_train_step(model, optimizer, as_float), make_eval_step(model, as_float)
+    train_step, eval_step = make_train_step(model, optimizer, as_float), make_eval_step(model, one_view)
     shares = {name: leaf.reshape(4, 2, *leaf.shape[1:]) for name, leaf in batch.items()}
 
     def split(step):
@@ -132,7 +145,7 @@ def test_a_batch_split_over_an_axis_gives_the_step_of_the_whole():
 def test_evaluation_metrics_are_those_of_counting():
     model, batch = Linear(), batch_of(40)
     state = state_of(model, optax.sgd(0.1))
-    metrics = jax.jit(make_eval_step(model, as_float))(state, batch)
+    metrics = jax.jit(make_eval_step(model, one_view))(state, batch)
     logits = np.asarray(model.apply(state.variables, as_float(batch["image"]), train=False))
     labels = np.asarray(batch["label"])
     confusion = np.zeros((7, 7), int)
@@ -175,7 +188,7 @@ def test_a_logit_that_is_not_a_number_is_never_among_the_best_five():
     model = Linear()
     state = state_of(model, optax.sgd(0.1))
     state = state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
-    assert int(jax.jit(make_eval_step(model, as_float))(state, batch_of(8))["correct_top5"]) == 0
+    assert int(jax.jit(make_eval_step(model, one_view))(state, batch_of(8))["correct_top5"]) == 0
 
 
 def test_dropout_and_augmentation_depend_on_seed_and_step_alone():
@@ -198,7 +211,7 @@ def test_batch_statistics_are_updated_and_evaluation_leaves_everything_alone():
     after, _ = jax.jit(make_train_step(model, optimizer, as_float))(state, batch)
     before = jax.tree.leaves(state.batch_stats)
     assert all(not np.array_equal(*pair) for pair in zip(before, jax.tree.leaves(after.batch_stats), strict=True))
-    assert set(make_eval_step(model, as_float)(after, batch)) == {
+    assert set(make_eval_step(model, one_view)(after, batch)) == {
         "loss",
         "correct",
         "count",
@@ -272,7 +285,7 @@ def test_a_gradient_that_is_not_a_number_changes_nothing_in_float32():
     model, optimizer, batch = Linear(), optax.sgd(0.5, momentum=0.9), batch_of(8)
     state = state_of(model, optimizer)
 
-    def broken(images, keys):
+    def broken(images, key, visits):
         return as_float(images).at[3].set(jnp.nan)
 
     after, metrics = jax.jit(make_train_step(model, optimizer, broken))(state, batch)
@@ -287,7 +300,7 @@ def test_running_statistics_are_those_of_the_whole_batch(x64, momentum, micro_ba
     rng = np.random.default_rng(4)
     state = state_of(model, optimizer, shape=(5, 5, 3))
     mean, var = (np.asarray(state.batch_stats["norm"][name], float) for name in ("mean", "var"))
-    step = make_train_step(model, optimizer, lambda x, keys: x.astype(jnp.float64), micro_batches=micro_batches)
+    step = make_train_step(model, optimizer, lambda x, **_: x.astype(jnp.float64), micro_batches=micro_batches)
     for number in range(3):
         # Shares that differ much, in mean and in spread.
         low = np.arange(16)[:, None, None, None] * 10
@@ -308,3 +321,47 @@ def test_a_share_that_cannot_be_cut_is_refused():
     step = make_train_step(Linear(), optax.sgd(0.1), as_float, micro_batches=3)
     with pytest.raises(ValueError, match="a share of 8 examples cannot be cut into 3 micro-batches"):
         step(state_of(Linear(), optax.sgd(0.1)), batch_of(8))
+
+
+def test_ten_crops_of_a_linear_model_are_the_mean_over_ten_explicit_crops():
+    """Softmax is averaged, as in the papers; the loss is that of the averaged probabilities."""
+    model, batch = Linear(), batch_of(6, shape=(8, 8, 3))
+    state = state_of(model, optax.sgd(0.1), shape=(5, 5, 3))
+    config = DataConfig(image_size=5), EvaluationConfig(shorter_side=8, views="ten_crop")
+    views = functools.partial(evaluation_inputs, *config, dtype=jnp.float32)
+    metrics = jax.jit(make_eval_step(model, views))(state, batch)
+
+    images = np.asarray(batch["image"], float) / 255
+    kernel, bias = (np.asarray(state.params["Dense_0"][name], float) for name in ("kernel", "bias"))
+    total = np.zeros((6, 7))
+    for top, left in ((0, 0), (0, 3), (3, 0), (3, 3), (1, 1)):
+        crop = images[:, top : top + 5, left : left + 5]
+        for view in (crop, crop[:, :, ::-1]):
+            logits = view.reshape(6, -1) @ kernel + bias
+            total += np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    mean = total / 10
+    own = mean[np.arange(6), batch["label"]]
+    np.testing.assert_allclose(float(metrics["loss"]), -np.log(own).sum(), rtol=1e-5)
+    assert int(metrics["correct"]) == (mean.argmax(-1) == batch["label"]).sum()
+    averaged = jnp.exp(average_views(model, state.variables, views(batch["image"])))
+    np.testing.assert_allclose(averaged, mean, rtol=1e-5)
+
+
+def test_a_mixed_batch_is_learned_by_the_shares_of_its_classes():
+    model, optimizer, batch = Linear(), optax.sgd(0.5), batch_of(8)
+    state = state_of(model, optimizer)
+
+    def swap_a_quarter(key, images, targets, mask):
+        partner = np.arange(8) ^ 1
+        return 0.75 * images + 0.25 * images[partner], 0.75 * targets + 0.25 * targets[partner], mask
+
+    after, metrics = jax.jit(make_train_step(model, optimizer, as_float, mix=swap_a_quarter))(state, batch)
+    x = np.asarray(batch["image"], float).reshape(8, -1) / 255
+    targets, partner = np.eye(7)[batch["label"]], np.arange(8) ^ 1
+    x, targets = 0.75 * x + 0.25 * x[partner], 0.75 * targets + 0.25 * targets[partner]
+    kernel, bias = (np.asarray(state.params["Dense_0"][name], float) for name in ("kernel", "bias"))
+    logits = x @ kernel + bias
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(float(metrics["loss"]), -(targets * np.log(p)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel - 0.5 * x.T @ (p - targets) / 8, rtol=1e-4)
+    assert int(metrics["correct"]) == (logits.argmax(-1) == batch["label"]).sum()  # the class of the larger share

@@ -98,6 +98,7 @@ def test_a_file_with_one_channel_keeps_it_unless_told_otherwise(tmp_path):
     np.testing.assert_allclose(kernels[2], np.repeat(kernels[0], 3, axis=2) / 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_googlenet_maps_imagenets_normalisation_and_drops_auxiliary_heads(tmp_path):
     path = tmp_path / "googlenet.safetensors"
     safetensors.numpy.save_file(state_dict("googlenet", aux_logits=True), path)

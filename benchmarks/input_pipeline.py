@@ -1,0 +1,272 @@
+"""Measures how fast pictures reach the network, beside torch's DataLoader, in one run.
+
+    pip install -e '.[benchmark]'
+    python benchmarks/input_pipeline.py --output benchmarks/results/input_pipeline.json
+
+Pictures: 2,000 JPEGs of 500x375, pieces of photographs that scikit-image brings along, at quality 90; training
+crops of 224 (8 to 100 % of the area, aspect 3/4 to 4/3), half of them mirrored in torch; ours are on the device.
+
+    one core      decode and crop in one process, one after another: what a core can do
+    stream        flaxcnn.data.stream with as many processes as cores, batches of 256
+    DataLoader    torch.utils.data.DataLoader, as many processes, on PIL images the transforms of torchvision's
+                  training script: crop, mirror, to float, normalise
+    to uint8      the same without the last two
+
+Then the loop's own step, LeNet-5 on 28x28 images in memory, batch 128: with the batches of an epoch as the loop
+draws them, and with one and the same batch. Each figure is the median of the repeats, which take turns.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+HEIGHT, WIDTH, SIZE, BATCH = 375, 500, 224, 256
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Writes JPEGs in two class folders: pieces of photographs of at least half their size, scaled to one size."""
+    import cv2
+    import skimage.data
+
+    photographs = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        whole = photographs[number % len(photographs)]
+        height = int(rng.uniform(0.5, 1.0) * min(whole.shape[0], whole.shape[1] * HEIGHT / WIDTH))
+        width = int(height * WIDTH / HEIGHT)
+        top, left = (rng.integers(0, whole.shape[axis] - side + 1) for axis, side in ((0, height), (1, width)))
+        piece = cv2.resize(
+            whole[top : top + height, left : left + width], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+        )
+        path = folder / str(number % 2) / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), piece[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def measure_one_core(folder: Path) -> float:
+    """Returns the images/s of one process with one thread."""
+    from flaxcnn.data.worker import settle
+
+    delivery = _delivery(folder)
+    settle()
+    images = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
+    count = len(delivery.source) // BATCH * BATCH
+    start = time.perf_counter()
+    for first in range(0, count, BATCH):
+        examples = list(range(first, first + BATCH))
+        delivery.fill(images, 0, examples, delivery.source.items(examples))
+    return count / (time.perf_counter() - start)
+
+
+def measure_stream(folder: Path, workers: int) -> float:
+    """Returns the images/s of our processes, once they have delivered a batch."""
+    from flaxcnn.data.sampler import training_batch
+    from flaxcnn.data.stream import Request, Stream
+
+    delivery = _delivery(folder)
+
+    def requests() -> Iterator[Request]:
+        for epoch in range(3):
+            for step in range(len(delivery.source) // BATCH):
+                sizes = {"batch_size": BATCH, "num_examples": len(delivery.source)}
+                yield Request(epoch, training_batch(0, epoch, step, **sizes), np.ones(BATCH, np.float32))
+
+    with Stream({"train": delivery}, batch_sizes={"train": BATCH}, workers=workers) as stream:
+        return _rate(batch["image"].copy() for batch in stream.batches("train", requests(), print))
+
+
+def measure_loader(folder: Path, workers: int, normalized: bool) -> float:
+    """Returns the images/s of torch's DataLoader, once it has delivered a batch."""
+    import torch
+    import torch.utils.data
+
+    mean = torch.tensor((0.485, 0.456, 0.406))[:, None, None]
+    std = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
+
+    class Pictures(torch.utils.data.Dataset):
+        """Pictures as torchvision's ImageFolder reads and its transforms cut, mirror and convert them."""
+
+        def __init__(self):
+            self.paths = sorted(folder.rglob("*.jpg"))
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, index: int):
+            path = self.paths[index]
+            image = _pil_crop(path)
+            if normalized:  # as ConvertImageDtype and Normalize do
+                image = image.to(torch.float32).div_(255).sub_(mean).div_(std)
+            return image, int(path.parent.name)
+
+    # Three epochs as one, because the loader's workers stand idle between two.
+    epochs = torch.utils.data.ConcatDataset([Pictures()] * 3)
+    loader = torch.utils.data.DataLoader(
+        epochs, batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True
+    )
+    return _rate(images for images, _ in loader)
+
+
+def _pil_crop(path: Path):
+    import torch
+    from PIL import Image
+
+    with path.open("rb") as file:
+        image = Image.open(file).convert("RGB")
+    width, height = image.size
+    for _ in range(10):
+        area = random.uniform(*AREA) * width * height
+        ratio = np.exp(random.uniform(*np.log(RATIO)))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        w, h = width, height
+    left, top = random.randint(0, width - w), random.randint(0, height - h)
+    image = image.crop((left, top, left + w, top + h)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # PILToTensor
+
+
+def _rate(batches: Iterator) -> float:
+    next(batches)
+    start, count = time.perf_counter(), sum(1 for _ in batches)
+    return count * BATCH / (time.perf_counter() - start)
+
+
+def _delivery(folder: Path):
+    from flaxcnn.data.delivery import Delivery
+    from flaxcnn.data.sources import open_source
+
+    source = open_source(f"folder:{folder}", "train+test")
+    return Delivery(source, (SIZE, SIZE, 3), crop="random_resized", crop_area=AREA, crop_ratio=RATIO)
+
+
+def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
+    """Returns the images/s of the compiled step: "real" with the loop's batches, "constant" with one alone."""
+    import jax
+
+    from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+    from flaxcnn.training import loop
+    from flaxcnn.training.experiment import make_experiment
+    from flaxcnn.training.feed import memory_for_data, open_delivery, open_splits
+    from flaxcnn.training.parallel import Strategy
+    from flaxcnn.training.plan import Plan
+
+    config = TrainConfig(
+        batch_size=128,
+        duration=f"{steps} steps",
+        model=ModelConfig(name="lenet5"),
+        data=DataConfig(name="digits", image_size=28),
+        optimizer=OptimizerConfig(learning_rate=0.01),
+        parallel=ParallelConfig(strategy="jit"),
+    )
+    delivery = open_delivery(config, "train", training=True)
+    experiment = make_experiment(config, delivery.source.class_names, delivery.image_shape)
+    strategy = Strategy("jit")
+    plan = Plan(config, len(delivery.source), strategy)
+    found = {"real": [], "constant": []}
+    sizes = {"train": config.batch_size}
+    with open_splits(config, strategy, {"train": delivery}, sizes, memory_for_data()) as splits:
+        train = splits["train"]
+        optimizer = experiment.optimizer(plan.per_epoch)
+        carry = strategy.create(lambda: experiment.create_carry(optimizer))
+        program, _ = loop.make_train_batch(experiment, optimizer, strategy, plan, carry, train)
+
+        def seconds(next_batch: Callable) -> float:
+            nonlocal carry
+            start = time.perf_counter()
+            for _ in range(steps):
+                carry = program(carry, train.data, next_batch(busy=carry.state.step))
+            jax.block_until_ready(carry)
+            return time.perf_counter() - start
+
+        with contextlib.closing(train.batches(plan.requests(1))) as batches:
+            one = batches.next()
+        for kind in itertools.islice(itertools.cycle(("real", "constant")), 2 * repeats + 2):
+            if kind == "real":
+                with contextlib.closing(train.batches(plan.requests(1))) as batches:
+                    rate = steps * config.batch_size / seconds(batches.next)
+            else:
+                rate = steps * config.batch_size / seconds(lambda busy: one)
+            found[kind].append(rate)
+    return {kind: rates[1:] for kind, rates in found.items()}  # the first is for warming up
+
+
+def main() -> None:
+    """Measures everything, prints a table and writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and Pillow")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    workers = arguments.workers
+    if arguments.measure:
+        kind, folder = arguments.measure
+        measure = {
+            "one core": measure_one_core,
+            "stream": lambda folder: measure_stream(folder, workers),
+            "DataLoader": lambda folder: measure_loader(folder, workers, normalized=True),
+            "DataLoader to uint8": lambda folder: measure_loader(folder, workers, normalized=False),
+        }[kind]
+        print(measure(Path(folder)))
+        return
+
+    kinds = ("one core", "stream", "DataLoader", "DataLoader to uint8")
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder), arguments.pictures)
+        for _ in range(arguments.repeats):
+            for kind in kinds:
+                python = arguments.torch_python if "DataLoader" in kind else sys.executable
+                command = [python, __file__, "--workers", str(workers), "--measure", kind, folder]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                rates[kind].append(float(output.split()[-1]))
+    rates |= {f"loop, {kind} batches": found for kind, found in measure_loop(200, 7).items()}
+
+    median = {kind: statistics.median(found) for kind, found in rates.items()}
+    ratios = {
+        "stream / DataLoader": median["stream"] / median["DataLoader"],
+        "stream / DataLoader to uint8": median["stream"] / median["DataLoader to uint8"],
+        "stream / (workers x one core)": median["stream"] / workers / median["one core"],
+        "loop, real / constant": median["loop, real batches"] / median["loop, constant batches"],
+    }
+    for kind, found in rates.items():
+        print(f"{kind:<24} {median[kind]:>10,.0f} images/s   ({min(found):,.0f} to {max(found):,.0f})")
+    for name, ratio in ratios.items():
+        print(f"{name:<32} {ratio:.3f}")
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        result = {"hardware": _hardware(), "workers": workers, "images_per_second": rates, "ratios": ratios}
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _hardware() -> dict[str, str | int]:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return {"cpu": line.split(":", 1)[1].strip(), "cores": os.cpu_count() or 1}
+    return {"cpu": platform.processor(), "cores": os.cpu_count() or 1}
+
+
+if __name__ == "__main__":
+    main()

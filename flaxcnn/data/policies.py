@@ -1,0 +1,229 @@
+"""Drawn sequences of operations: RandAugment and TrivialAugment, with the operations and strengths of torchvision.
+
+`jax.vmap` over images makes every image pay for every branch, so the 14 operations are three: one move of pixels by
+an affine map, one table of 256 values a channel, and one blend with another image. Each operation is one of them,
+and the other two are then without effect.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxcnn.data.augment import blend, box_mask, mean_grey, rounded_product, rounded_quotient, to_grey
+from flaxcnn.errors import UserError, nearest
+
+Array = jax.Array
+
+OPERATIONS = (
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "auto_contrast",
+    "equalize",
+)
+# Those whose magnitude is negated half the time.
+SIGNED = OPERATIONS[1:10]
+MAGNITUDE_BINS = 31
+
+_LEVELS = np.arange(256, dtype=np.int32)
+# What stretches a range of values to 255, with torch's rounding; a division on an accelerator has another.
+_STRETCHES = np.float32(1) / np.maximum(_LEVELS, 1).astype(np.float32) * np.float32(255)
+
+
+def rand_augment(key: Array, image: Array, num_ops: int = 2, magnitude: int = 9) -> Array:
+    """Applies operations drawn uniformly, with replacement, all of one strength, to an image (H, W, C) uint8.
+
+    Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019, as
+    torchvision's RandAugment: its operations, on black, nearest.
+
+    Args:
+      key: of the draws.
+      image: (H, W, C) uint8, C of 1 or 3.
+      num_ops: operations, one after another.
+      magnitude: from 0 to 30, a column of `rand_augment_magnitudes`.
+
+    Raises:
+      UserError: a magnitude out of range, or another number of channels.
+    """
+    if not 0 <= magnitude < MAGNITUDE_BINS:
+        raise UserError(f"magnitude is {magnitude}; it must be from 0 to {MAGNITUDE_BINS - 1}")
+    height, width, _ = image.shape
+    magnitudes = jnp.asarray(rand_augment_magnitudes(height, width)[:, magnitude])
+
+    def step(image: Array, step_key: Array) -> tuple[Array, None]:
+        index_key, sign_key = jax.random.split(step_key)
+        operation = jax.random.randint(index_key, (), 0, len(OPERATIONS))
+        return apply_operation(image, operation, _with_sign(sign_key, operation, magnitudes[operation])), None
+
+    # A loop of the compiled program, so that an operation is compiled once.
+    return jax.lax.scan(step, image, jax.random.split(key, num_ops))[0]
+
+
+def trivial_augment_wide(key: Array, image: Array) -> Array:
+    """Applies one operation of random strength, both drawn uniformly, to an image (H, W, C) uint8, C of 1 or 3.
+
+    Mueller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", 2021, as torchvision's
+    TrivialAugmentWide, on black, nearest.
+
+    Raises:
+      UserError: another number of channels.
+    """
+    index_key, bin_key, sign_key = jax.random.split(key, 3)
+    operation = jax.random.randint(index_key, (), 0, len(OPERATIONS))
+    strength = jax.random.randint(bin_key, (), 0, MAGNITUDE_BINS)
+    magnitude = jnp.asarray(trivial_augment_magnitudes())[operation, strength]
+    return apply_operation(image, operation, _with_sign(sign_key, operation, magnitude))
+
+
+def _with_sign(key: Array, operation: Array, magnitude: Array) -> Array:
+    signed = jnp.asarray([name in SIGNED for name in OPERATIONS])[operation]
+    return jnp.where(signed & jax.random.bernoulli(key), -magnitude, magnitude)
+
+
+def rand_augment_magnitudes(height: int, width: int) -> np.ndarray:
+    """Returns the strengths of RandAugment at this size, (14, 31) float32: a row for each of OPERATIONS."""
+    reach = 150 / 331  # the translation of images of 331 pixels in "AutoAugment", 2018
+    return _magnitudes(shear=0.3, translate=(reach * width, reach * height), rotate=30, enhance=0.9, bits_removed=4)
+
+
+def trivial_augment_magnitudes() -> np.ndarray:
+    """Returns the strengths of TrivialAugment, wide, (14, 31) float32: a row for each of OPERATIONS."""
+    return _magnitudes(shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, bits_removed=6)
+
+
+def _magnitudes(
+    *, shear: float, translate: tuple[float, float], rotate: float, enhance: float, bits_removed: int
+) -> np.ndarray:
+    strengths = np.linspace(0, 1, MAGNITUDE_BINS)
+    largest = {"shear_x": shear, "shear_y": shear, "translate_x": translate[0], "translate_y": translate[1]}
+    largest |= {"rotate": rotate, **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), enhance)}
+    rows = {name: largest.get(name, 0) * strengths for name in OPERATIONS}
+    rows |= {"posterize": 8 - np.rint(bits_removed * strengths), "solarize": 255 * (1 - strengths)}
+    return np.stack([rows[name] for name in OPERATIONS]).astype(np.float32)
+
+
+def apply_operation(image: Array, operation: str | Array, magnitude: Array | float) -> Array:
+    """Applies one operation at an explicit magnitude.
+
+    The values are those of torchvision's uint8 tensors on a CPU. Where a pixel of a rotation comes from halfway
+    between two, which of them may depend on the device, since the sine does in its last bit.
+
+    Args:
+      image: (H, W, C) uint8, C of 1 or 3.
+      operation: a name in OPERATIONS, or its number, () int32.
+      magnitude: () float32. Shears are given as the tangent, translations in pixels (truncated; positive goes right
+        and down), rotations in degrees (positive is counter-clockwise); brightness, color, contrast and sharpness
+        as the factor - 1; posterize as the bits kept, solarize as the lowest value inverted. The other operations
+        have none.
+
+    Raises:
+      UserError: another name or number of channels.
+    """
+    if isinstance(operation, str):
+        if operation not in OPERATIONS:
+            raise UserError(f"unknown operation {operation!r}{nearest(operation, OPERATIONS)}")
+        operation = OPERATIONS.index(operation)
+    magnitude = jnp.asarray(magnitude, jnp.float32)
+    chosen = {name: jnp.asarray(operation) == index for index, name in enumerate(OPERATIONS)}
+    image = _look_up(_table(chosen, magnitude, image), _move(chosen, magnitude, image))
+    return _enhance(chosen, magnitude, image)
+
+
+def _move(chosen: dict[str, Array], magnitude: Array, image: Array) -> Array:
+    """Shears, translates or rotates: each pixel takes the value of the one nearest to its source, or black."""
+    height, width, channels = image.shape
+    radians = magnitude * (np.pi / 180)
+    cosine = jnp.where(chosen["rotate"], jnp.cos(radians), 1)
+    sine = jnp.where(chosen["rotate"], jnp.sin(radians), 0)
+    shear_x, shear_y = (jnp.where(chosen[name], magnitude, 0) for name in ("shear_x", "shear_y"))
+    pixels_x, pixels_y = (
+        jnp.where(chosen[name], jnp.trunc(magnitude), 0) for name in ("translate_x", "translate_y")
+    )
+    # Positions count from the centre, about which rotations turn. Shears keep the upper edge in place, or the left.
+    y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
+    x = jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2
+    column = _nearest((cosine, shear_x - sine, shear_x * (height / 2) - pixels_x), x, y, width)
+    row = _nearest((shear_y + sine, cosine, shear_y * (width / 2) - pixels_y), x, y, height)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    # A gather, because a rotation is no sequence of slices; it moves whole pixels, whatever the channels.
+    index = jnp.where(inside, row * width + column, 0)
+    moved = image.reshape(height * width, channels).at[index].get(mode="promise_in_bounds")
+    return jnp.where(inside[..., None], moved, jnp.uint8(0))
+
+
+def _nearest(coefficients: tuple[Array, Array, Array], x: Array, y: Array, size: int) -> Array:
+    """Returns the column (or row) nearest to a x + b y + c, (H, W) int32.
+
+    The order of the operations is torchvision's, for the sake of sources halfway between two pixels: of a shear by
+    0.2 those are a fifth, and what the roundings leave decides.
+    """
+    a, b, c = (rounded_quotient(coefficient, jnp.float32(size / 2)) for coefficient in coefficients)
+    place = rounded_product(x, a) + rounded_product(y, b) + c
+    return jnp.rint((rounded_product(place + 1, size) - 1) / 2).astype(jnp.int32)
+
+
+def _table(chosen: dict[str, Array], magnitude: Array, image: Array) -> Array:
+    """Returns what becomes of each value of each channel, (256, C) uint8."""
+    height, width, channels = image.shape
+    levels = jnp.broadcast_to(_LEVELS[:, None], (256, channels))
+    bits = jnp.clip(8 - magnitude.astype(jnp.int32), 0, 8)
+    # A scatter, because to compare each pixel with each value takes 10 to 100 times as long on a CPU.
+    counts = jnp.zeros((256, channels), jnp.int32)
+    counts = counts.at[image.reshape(-1, channels), jnp.arange(channels)].add(1, mode="promise_in_bounds")
+    present = counts > 0
+    lowest, highest = jnp.argmax(present, 0), 255 - jnp.argmax(present[::-1], 0)
+    stretched = ((levels - lowest) * jnp.asarray(_STRETCHES)[highest - lowest]).clip(0, 255)
+    step = (height * width - jnp.take_along_axis(counts, highest[None], 0)) // 255
+    below = jnp.cumsum(counts, 0) - counts
+    equalized = ((below + step // 2) // jnp.maximum(step, 1)).clip(0, 255)
+
+    tables = {
+        "brightness": blend(levels, 0, 1 + magnitude, -magnitude),
+        "contrast": blend(levels, mean_grey(image), 1 + magnitude, -magnitude),
+        "posterize": levels >> bits << bits,
+        "solarize": jnp.where(levels >= magnitude, 255 - levels, levels),
+        "auto_contrast": jnp.where(highest > lowest, stretched, levels),
+        "equalize": jnp.where(step > 0, equalized, levels),
+    }
+    which = jnp.stack([chosen[name] for name in tables])
+    stack = jnp.stack([table.astype(jnp.uint8) for table in tables.values()])
+    # A sum with one term, where XLA would fuse a select into the look-up, to compute the table anew for each pixel.
+    table = jnp.where(which[:, None, None], stack, jnp.uint8(0)).sum(0, dtype=jnp.uint8)
+    return jnp.where(which.any(), table, levels.astype(jnp.uint8))
+
+
+def _look_up(table: Array, image: Array) -> Array:
+    # A gather from 256 values, because that of equalize is no formula.
+    return jax.vmap(lambda values, plane: values.at[plane].get(mode="promise_in_bounds"), -1, -1)(table, image)
+
+
+def _enhance(chosen: dict[str, Array], magnitude: Array, image: Array) -> Array:
+    """Blends the image with its greys (color) or with its smoothed self (sharpness)."""
+    height, width, channels = image.shape
+    applies, other = False, image
+    if channels == 3:
+        applies, other = chosen["color"], to_grey(image)
+    if min(height, width) > 2:
+        applies = applies | chosen["sharpness"]
+        other = jnp.where(chosen["sharpness"], _smooth(image), other)
+    return jnp.where(applies, blend(image, other, 1 + magnitude, -magnitude), image)
+
+
+def _smooth(image: Array) -> Array:
+    """Returns the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13, rounded; its edge stays as it is."""
+    height, width, _ = image.shape
+    wide = image.astype(jnp.int32)
+    rows = wide[:-2] + wide[1:-1] + wide[2:]
+    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * wide[1:-1, 1:-1]
+    smooth = (2 * total + 13) // 26  # rounds; nothing lies halfway, since 13 is odd
+    inner = box_mask(height, width, 1, 1, height - 1, width - 1)[..., None]
+    return jnp.where(inner, jnp.pad(smooth, ((1, 1), (1, 1), (0, 0))), image).astype(jnp.uint8)

@@ -1,0 +1,374 @@
+"""Sources: which pictures a folder or a TFDS set holds, in which order and with which labels."""
+
+import io
+import itertools
+import os
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from flaxcnn import UserError
+from flaxcnn.data import pictures, prepare
+from flaxcnn.data.pictures import BadPicture
+from flaxcnn.data.sources import open_source, open_splits
+
+
+def write(path, *files):
+    """Writes files whose content is their own name."""
+    for file in files:
+        target = path / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(os.fsencode(file))
+    return path
+
+
+def opened(path, split="train"):
+    return open_source(f"folder:{path}", split)
+
+
+def contents(source):
+    """Returns [(content, class name)] in order."""
+    items = source.items(range(len(source)))
+    return [(os.fsdecode(content), source.class_names[label]) for content, label in source.read(items)]
+
+
+def files(source):
+    return {content for content, _ in contents(source)}
+
+
+# Folders
+
+
+def test_splits_are_folders_of_classes(tmp_path):
+    path = write(
+        tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg"
+    )
+    train, val = opened(path), opened(path, "val")
+    assert train.class_names == val.class_names == ("cat", "dog") and train.image_shape == (None, None, 3)
+    assert set(contents(train)) == {
+        ("train/cat/1.jpg", "cat"),
+        ("train/dog/1.jpg", "dog"),
+        ("train/dog/2.jpg", "dog"),
+    }
+    assert set(contents(val)) == {("val/cat/3.jpg", "cat"), ("val/dog/4.jpg", "dog")}
+    assert {split: len(source) for split, source in open_splits(f"folder:{path}").items()} == {"train": 3, "val": 2}
+
+
+def test_without_splits_a_fifth_of_each_class_is_for_testing(tmp_path):
+    sizes = {"ant": 30, "bee": 7, "cow": 3, "doe": 1}
+    write(tmp_path, *(f"{kind}/{number}.png" for kind, size in sizes.items() for number in range(size)))
+    train, test = opened(tmp_path), opened(tmp_path, "test")
+    assert train.class_names == test.class_names == ("ant", "bee", "cow", "doe")
+    assert np.bincount(test.labels, minlength=4).tolist() == [6, 1, 1, 0]
+    assert np.bincount(train.labels, minlength=4).tolist() == [24, 6, 2, 1]
+    assert not files(train) & files(test) and len(files(train) | files(test)) == 41
+    assert all(Path(file).parts[0] == kind for file, kind in contents(train) + contents(test))
+
+
+def test_the_order_is_a_matter_of_the_names_alone(tmp_path):
+    names = [f"{kind}/{number}.jpg" for kind in ("ant", "bee") for number in range(20)]
+    write(tmp_path / "one", *names)
+    write(tmp_path / "two", *reversed(names))
+    os.utime(tmp_path / "two" / "ant" / "3.jpg", (0, 0))
+    first = contents(opened(tmp_path / "one"))
+    assert contents(opened(tmp_path / "two")) == first == contents(opened(tmp_path / "one"))
+    # Mixed: no class comes in one piece, and what is added leaves the others in their order.
+    assert sum(a[1] != b[1] for a, b in itertools.pairwise(first)) > 8
+    write(tmp_path / "two", "cow/1.jpg")
+    assert [each for each in contents(opened(tmp_path / "two")) if each[1] != "cow"] == first
+
+
+def test_what_is_deeper_belongs_to_its_class(tmp_path):
+    write(tmp_path / "a", "cat/1.jpg", "cat/wild/african/2.jpg", "dog/3.jpg", "dog/4.jpg", "cat/5.jpg")
+    assert set(contents(opened(tmp_path / "a", "train+test"))) == {
+        ("cat/1.jpg", "cat"),
+        ("cat/wild/african/2.jpg", "cat"),
+        ("cat/5.jpg", "cat"),
+        ("dog/3.jpg", "dog"),
+        ("dog/4.jpg", "dog"),
+    }
+    write(tmp_path / "b", "train/cat/wild/1.jpg", "train/dog/2.jpg")
+    assert set(contents(opened(tmp_path / "b"))) == {("train/cat/wild/1.jpg", "cat"), ("train/dog/2.jpg", "dog")}
+
+
+def test_what_is_hidden_or_no_picture_is_left_out(tmp_path):
+    write(tmp_path, "train/cat/1.jpg", "train/cat/._1.jpg", "train/cat/.hidden/2.jpg", "train/cat/3.txt")
+    write(tmp_path, "train/cat/Thumbs.db", "train/dog/4.jpg", "train/.git/5.jpg", ".cache/cat/6.jpg", "README.jpg")
+    (tmp_path / "train" / "empty").mkdir()
+    (tmp_path / "train" / "cat" / "folder.jpg").mkdir()
+    train = opened(tmp_path)
+    assert train.class_names == ("cat", "dog") and files(train) == {"train/cat/1.jpg", "train/dog/4.jpg"}
+
+
+def test_endings_are_read_in_capitals_too(tmp_path):
+    endings = ["jpg", "JPEG", "Png", "BMP", "gif", "WebP", "TIF", "tiff"]
+    write(tmp_path, *(f"train/{kind}/1.{ending}" for kind in ("a", "b") for ending in endings))
+    assert len(opened(tmp_path)) == 2 * len(endings)
+
+
+def test_names_may_be_unusual(tmp_path):
+    latin, words = os.fsdecode(b"caf\xe9"), "two words, [a+b] 100%"
+    names = [f"train/{latin}/{latin}.jpg", f"train/{words}/ 1 .jpg", "train/写真/'2'.jpg", "train/-rf/3\n.jpg"]
+    try:
+        write(tmp_path, *names)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    train = opened(tmp_path)
+    assert dict(contents(train)) == dict(zip(names, [latin, words, "写真", "-rf"], strict=True))
+    described = [train.describe(index) for index in range(4)]
+    assert str(tmp_path / "train" / words / " 1 .jpg") in described
+    assert f"{tmp_path}/train/caf\\xe9/caf\\xe9.jpg" in described
+    "".join(described).encode()  # can be printed
+
+
+def test_a_split_may_have_an_unusual_name(tmp_path):
+    for split in ("my split", "a+b", "x[1]", "all"):
+        write(tmp_path, f"{split}/cat/1.jpg", f"{split}/dog/2.jpg")
+    write(tmp_path, "my split/cat/3.jpg", "my split/cat/4.jpg")
+    sources = open_splits(f"folder:{tmp_path}")
+    assert {split: len(source) for split, source in sources.items()} == {
+        "my split": 4,
+        "a+b": 2,
+        "x[1]": 2,
+        "all": 2,
+    }
+    for split, source in sources.items():
+        assert contents(opened(tmp_path, split)) == contents(source)
+    assert contents(opened(tmp_path, "my split[:50%]")) == contents(sources["my split"])[:2]
+
+
+def test_links_are_followed_and_their_loops_are_not(tmp_path):
+    write(tmp_path / "elsewhere", "1.jpg", "deeper/2.jpg")
+    path = write(tmp_path / "set", "train/dog/3.jpg")
+    (path / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    (path / "train" / "dog" / "4.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
+    (path / "train" / "dog" / "again").symlink_to(path / "train" / "dog")
+    linked = tmp_path / "linked"
+    linked.symlink_to(path)
+    expected = {("1.jpg", "cat"), ("deeper/2.jpg", "cat"), ("train/dog/3.jpg", "dog"), ("1.jpg", "dog")}
+    for each in (path, linked):
+        assert len(opened(each)) == 4 and set(contents(opened(each))) == expected
+
+
+def test_a_class_may_be_missing_from_a_split(tmp_path):
+    write(tmp_path, "train/bee/1.jpg", "train/cow/2.jpg", "test/ant/3.jpg", "test/cow/4.jpg")
+    train, test = opened(tmp_path), opened(tmp_path, "test")
+    assert train.class_names == test.class_names == ("ant", "bee", "cow")
+    assert sorted(train.labels) == [1, 2] and sorted(test.labels) == [0, 2]
+
+
+def test_a_picture_that_strayed_into_a_split_makes_it_no_class(tmp_path):
+    write(tmp_path, "train/overview.jpg", "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/3.jpg")
+    assert files(opened(tmp_path)) == {"train/cat/1.jpg", "train/dog/2.jpg"}
+
+
+def test_pictures_without_a_class_beside_the_splits_are_left_out(tmp_path):
+    write(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "unlabelled/3.jpg")
+    assert opened(tmp_path).class_names == ("cat", "dog")
+    assert files(opened(tmp_path)) == {"train/cat/1.jpg", "train/dog/2.jpg"}
+
+
+def test_a_class_may_be_named_like_a_split(tmp_path):
+    write(tmp_path, *(f"{kind}/{number}.jpg" for kind in ("car", "train") for number in range(5)))
+    assert opened(tmp_path, "test").class_names == ("car", "train") and len(opened(tmp_path, "test")) == 2
+
+
+def test_parts_of_splits(tmp_path):
+    write(tmp_path, *(f"{split}/{kind}/{n}.jpg" for split in ("train", "test") for kind in "ab" for n in range(10)))
+    train, test = contents(opened(tmp_path)), contents(opened(tmp_path, "test"))
+    for split, expected in {
+        "train[:50%]": train[:10],
+        "train[50%:]": train[10:],
+        "train[3:7]": train[3:7],
+        "train[-2:]": train[-2:],
+        "train+test": train + test,
+        "train[:2] + test[18:]": train[:2] + test[18:],
+        "all": test + train,
+    }.items():
+        assert contents(opened(tmp_path, split)) == expected, split
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("trian", r"has no split 'trian'; did you mean train\?"),
+        ("validation", "has no split 'validation'; it has test, train"),
+        ("", "has no split ''; it has test, train"),
+        ("train[:", r"has no part 'train\[:': its split has 2 pictures; write for example train\[:50%\]"),
+        ("train[5:9]", r"has no part 'train\[5:9\]': its split has 2 pictures"),
+        ("train+test[3:4]", r"has no part 'test\[3:4\]': its split has 2 pictures"),
+        ("train[1:1]", r"split 'train\[1:1\]' of data set folder:.* is empty"),
+    ],
+)
+def test_splits_that_are_not_there(tmp_path, split, message):
+    write(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "test/cat/3.jpg", "test/dog/4.jpg")
+    with pytest.raises(UserError, match=message) as raised:
+        opened(tmp_path, split)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat/1.jpg", "cat/2.jpg"], "holds only the class 'cat'; it takes a folder of pictures for each class"),
+        (["train/cat/1.jpg", "test/cat/2.jpg"], "holds only the class 'cat'"),
+        (["1.jpg", "2.jpg"], "holds no pictures; it takes a folder of pictures for each class"),
+        (["cat/1.txt", "dog/2.txt"], "holds no pictures"),
+        ([], "holds no pictures"),
+    ],
+)
+def test_folders_that_are_no_data_set(tmp_path, names, message):
+    write(tmp_path, *names)
+    with pytest.raises(UserError, match=message) as raised:
+        opened(tmp_path)
+    assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file.jpg", "~no such user/pictures"])
+def test_a_missing_folder_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "file.jpg")
+    with pytest.raises(UserError, match=f"there is no folder {name}"):
+        open_source(f"folder:{name}", "train")
+
+
+def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "set/train/cat/1.jpg", "set/train/dog/2.jpg")
+    assert len(open_source("folder:~/set", "train")) == 2
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_left_out(tmp_path, monkeypatch):
+    write(tmp_path, "train/cat/1.jpg", "train/cat/wild/2.jpg", "train/dog/3.jpg", "train/emu/4.jpg")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("wild"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot look through .*: Permission denied: .*train/cat/wild"):
+        opened(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_a_bad_picture(tmp_path):
+    write(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg")
+    (tmp_path / "train" / "dog" / "3.jpg").symlink_to(tmp_path / "gone.jpg")
+    source = opened(tmp_path)
+    (tmp_path / "train" / "cat" / "1.jpg").unlink()
+    found = dict(zip(map(source.describe, range(3)), source.read(source.items(range(3))), strict=True))
+    assert found.pop(str(tmp_path / "train" / "dog" / "2.jpg")) == (b"train/dog/2.jpg", 1)
+    assert sorted(label for _, label in found.values()) == [0, 1]
+    for encoded, _ in found.values():
+        assert isinstance(encoded, BadPicture) and str(encoded) == "cannot be read: No such file or directory"
+
+
+def test_a_folder_is_sent_to_another_process_without_its_list(tmp_path):
+    write(tmp_path, *(f"train/{kind}/{number:04}.jpg" for kind in "ab" for number in range(500)))
+    source = opened(tmp_path)
+    sent = pickle.dumps(source)
+    assert len(sent) < 2000 and len(source) == 1000
+    copy = pickle.loads(sent)
+    assert len(copy) == 0 and copy.class_names == ("a", "b")
+    items = source.items([3, 999, 3])
+    assert copy.read(items) == source.read(items)
+    assert [content for content, _ in copy.read(items)] == [
+        os.fsencode(os.path.relpath(source.describe(index), tmp_path)) for index in (3, 999, 3)
+    ]
+
+
+# TFDS sets
+
+
+class PartlyLabelled(tfds.core.GeneratorBasedBuilder):
+    """Colour pictures of different sizes; those of `test` have no labels."""
+
+    VERSION = tfds.core.Version("2.1.0")
+
+    def _info(self):
+        features = {"photo": tfds.features.Image(), "kind": tfds.features.ClassLabel(names=["low", "high"])}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("photo", "kind")
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(20), "test": self._generate_examples(5)}
+
+    def _generate_examples(self, count):
+        for number in range(count):
+            picture = np.full((10 + number, 12, 3), (10 * number, number, 255 - number), np.uint8)
+            encoded = cv2.imencode(".png", picture[..., ::-1])[1]
+            yield number, {"photo": io.BytesIO(encoded), "kind": number // 10 if count == 20 else -1}
+
+
+@pytest.fixture(scope="module")
+def partly_labelled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    prepare.prepare("partly_labelled", str(folder))
+    return str(folder)
+
+
+def assert_equals_tfds(source, expected, image_key, label_key):
+    assert len(source) == len(expected)
+    for (encoded, label), example in zip(source.read(source.items(range(len(source)))), expected, strict=True):
+        assert label == example[label_key]
+        np.testing.assert_array_equal(pictures.decode(encoded, source.image_shape[2]), example[image_key])
+
+
+@pytest.mark.parametrize("split", ["test", "train[1400:]+test[:10]", "train[:1%]"])
+def test_digits_are_what_tfds_reads(data_dir, split):
+    source = open_source("digits", split, str(data_dir))
+    assert source.image_shape == (8, 8, 1) and source.class_names == tuple("0123456789")
+    expected = tfds.builder("digits", data_dir=data_dir, file_format="array_record").as_data_source(split)
+    assert_equals_tfds(source, expected, "image", "label")
+
+
+def test_pictures_of_different_sizes_are_what_tfds_reads(partly_labelled):
+    source = open_source("partly_labelled", "train", partly_labelled)
+    assert source.image_shape == (None, None, 3) and source.class_names == ("low", "high")
+    expected = tfds.builder("partly_labelled", data_dir=partly_labelled, file_format="array_record")
+    assert_equals_tfds(source, expected.as_data_source("train"), "photo", "kind")
+
+
+def test_pictures_without_a_label_are_refused_unless_asked_for(partly_labelled):
+    source = open_source("partly_labelled", "test", partly_labelled)
+    with pytest.raises(UserError, match="split 'test' of partly_labelled holds images without a label"):
+        source.read([0])
+    sources = open_splits("partly_labelled", partly_labelled)
+    assert [label for _, label in sources["test"].read(range(5))] == [-1] * 5
+    assert {label for _, label in sources["train"].read(range(20))} == {0, 1}
+
+
+def test_a_tfds_set_can_be_sent_to_another_process(data_dir):
+    source = open_source("digits", "train", str(data_dir))
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == 1438 and copy.read([7, 1437, 7]) == source.read(source.items(np.array([7, 1437, 7])))
+    assert source.describe(7) == "image 7 of split 'train' of digits"
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("tset", r"data set digits has no split 'tset'; did you mean test\?"),
+        ("test[:400]", r"data set digits has no part 'test\[:400\]': its split has 359 pictures"),
+        ("all[:50%]", r"data set digits has no split 'all\[:50%\]'"),
+        ("test[3:3]", r"split 'test\[3:3\]' of data set digits is empty"),
+    ],
+)
+def test_splits_that_a_tfds_set_has_not(data_dir, split, message):
+    with pytest.raises(UserError, match=message) as raised:
+        open_source("digits", split, str(data_dir))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_set_that_is_not_prepared_says_how(tmp_path):
+    message = (
+        f"data set mnist is not prepared in {tmp_path}; run: python -m flaxcnn prepare mnist --data-dir {tmp_path}"
+    )
+    with pytest.raises(UserError, match=message):
+        open_source("mnist", "train", str(tmp_path))
