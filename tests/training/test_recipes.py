@@ -25,6 +25,7 @@ from flaxcnn.training.feed import evaluation_size
 from flaxcnn.training.logging import read_metrics
 from flaxcnn.training.optimizer import make_schedule
 from tests.conftest import ROOT
+from tests.marks import sampled
 from tests.pictures import Pictures, piece
 
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py"))
@@ -353,8 +354,7 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [*PUBLISHED, OWN_PICTURES])
+@pytest.mark.parametrize("path", sampled([*PUBLISHED, OWN_PICTURES], every=5))
 def test_every_published_recipe_takes_two_steps_and_evaluates(path, monkeypatch, quickly_compiled, tmp_path):
     config, data_set = load(path)
     shrink(config, monkeypatch)
