@@ -308,11 +308,11 @@ WITH_POLICY = "configs/imagenet/resnet50_modern.py"
 
 
 def shrink(config, monkeypatch):
-    """Leaves one layer or block a stage, and dense layers of 64.
+    """Leaves one layer or block a stage, dense layers of 64, and of large images half the pixels each way.
 
     Of ResNet and its kin, DenseNet, RegNet, VGG, AlexNet and GoogLeNet, whose steps take a CPU a minute or more to
-    compile; images keep their sizes, and stages, strides, heads, norms and dropout stay. Whole networks are traced
-    above, and run in tests/models.
+    compile, and of sizes above 96, at which grouped convolutions take it as long to run; stages, strides, groups,
+    heads, norms and dropout stay. Whole networks are traced above, at their own sizes, and run in tests/models.
     """
     info, options = model_info(config.model.name), config.model.options
     values = {**info.fields, **options.to_dict()}
@@ -327,6 +327,12 @@ def shrink(config, monkeypatch):
         options.hidden = 64
     kept = ("inception3a", "inception4a", "inception4d", "inception5a")
     monkeypatch.setattr(googlenet, "INCEPTIONS", {name: googlenet.INCEPTIONS[name] for name in kept})
+    data, evaluation = config.data, config.evaluation
+    if data.image_size and data.image_size > 96:
+        data.image_size //= 2
+        data.shorter_side = tuple(side // 2 for side in data.shorter_side)
+        evaluation.image_size = evaluation.image_size and evaluation.image_size // 2
+        evaluation.shorter_side = evaluation.shorter_side and evaluation.shorter_side // 2
 
 
 def pictures_of(data_set, count):
