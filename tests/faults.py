@@ -2,9 +2,9 @@
 
     python -m tests.faults        # writes the table of docs/reliability.md; takes about a quarter of an hour
 
-The run is LeNet-5 with BatchNorm on `digits`, in 264 steps with a checkpoint every 7. After each fault the same
-command is given again, and the end must be that of a run to which nothing was done: parameters, running statistics,
-momentum, random key and all records but the speed, bit for bit.
+The run is LeNet-5 with BatchNorm on `digits`, from a stream, in 264 steps with a checkpoint every 7. After each
+fault the same command is given again, and the end must be that of a run to which nothing was done: parameters,
+running statistics, momentum, random key and all records but the speed, bit for bit.
 """
 
 import contextlib
@@ -37,6 +37,8 @@ FLAGS = (
     "--config.model.options.norm=batch_norm",
     "--config.optimizer.ema_decay=0.99",
     "--config.data.image_size=12",
+    "--config.data.loading=stream",
+    "--config.data.workers=1",
     "--config.duration=6 epochs",
     "--config.logging.every=10 steps",
     "--config.checkpoint.every=7 steps",
@@ -267,6 +269,23 @@ def disk_full_at_a_record(run: Run) -> Outcome:
     return Outcome(last_line(printed), "with space made, " + Outcome("").then)
 
 
+def decoder_killed(run: Run) -> Outcome:
+    """SIGKILL to a process that decodes pictures"""
+    process = run.start()
+    run.wait_until(lambda: run.steps_done >= 100, process)
+    os.kill(decoders(process)[0], signal.SIGKILL)
+    printed = run.end(process, code=2)
+    run.finish()
+    return Outcome(last_line(printed))
+
+
+def decoders(process: subprocess.Popen) -> list[int]:
+    """The processes that decode for a run."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [child for path in tasks for child in path.read_text().split()]
+    return [int(child) for child in children if b"flaxcnn.data" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 def data_gone(run: Run) -> Outcome:
     """a data file removed while the run goes on, and at the next start"""
     process = run.start()
@@ -275,7 +294,7 @@ def data_gone(run: Run) -> Outcome:
     hidden = record_file.with_name("hidden")
     record_file.rename(hidden)
     try:
-        run.wait_until(lambda: run.steps_done >= 150, process)  # it is in memory
+        run.wait_until(lambda: run.steps_done >= 150, process)  # those that decode have it open
         process.terminate()
         run.end(process, code=128 + signal.SIGTERM)
         printed = run.finish(code=2)
@@ -368,6 +387,16 @@ def one_of_two_terminated(pair: Pair) -> Outcome:
     return Outcome(last_line(printed))
 
 
+def decoder_of_one_of_two_killed(pair: Pair) -> Outcome:
+    """SIGKILL to a process that decodes for one of two processes"""
+    processes = pair.start_both()
+    pair.wait_until(lambda: pair.steps_done >= 50, processes[0])
+    os.kill(decoders(processes[1])[0], signal.SIGKILL)
+    printed = pair.end_both(processes, code=2)
+    pair.finish_both()
+    return Outcome(last_line(printed[1]))
+
+
 def one_of_two_killed(pair: Pair) -> Outcome:
     """SIGKILL to one of two processes"""
     processes = pair.start_both()
@@ -393,12 +422,17 @@ SINGLE = {
     "all_truncated": all_damaged,
     "disk_checkpoint": disk_full_at_a_checkpoint,
     "disk_record": disk_full_at_a_record,
+    "decoder": decoder_killed,
     "data": data_gone,
     "nan": not_a_number,
     "twice": two_at_once,
     "cache": cache_damaged,
 }
-DOUBLE = {"one_terminated": one_of_two_terminated, "one_killed": one_of_two_killed}
+DOUBLE = {
+    "one_terminated": one_of_two_terminated,
+    "one_decoder": decoder_of_one_of_two_killed,
+    "one_killed": one_of_two_killed,
+}
 
 
 def try_fault(name: str, folder: Path, data: Path, whole: Run) -> Outcome:

@@ -76,15 +76,16 @@ def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[Trai
 
     def evaluate(state: TrainState, split: Split) -> Evaluation:
         size = evaluation_batch_size(config, len(split), strategy)
-        batches = evaluation_batches(len(split), size, **strategy.process)
+        requests = [Request(0, *batch) for batch in evaluation_batches(len(split), size, **strategy.process)]
         if not compiled:
             arguments = (state, split.data, split.blank(size // strategy.process["process_count"]))
             compiled.append(strategy.compile(evaluate_batch, arguments, split=(2,)))
         (program,), totals = compiled, None
-        with contextlib.closing(split.batches(Request(0, *batch) for batch in batches)) as given_batches:
-            for given in given_batches:
-                metrics = program(state, split.data, given)
+        with contextlib.closing(split.batches(iter(requests))) as batches:
+            for _ in requests:
+                metrics = program(state, split.data, batches.next())
                 totals = metrics if totals is None else add(totals, metrics)
+            batches.check()
         totals = jax.device_get(totals)
         count, left_out = int(totals["count"]), split.count_bad()
         if count + left_out != len(split):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import queue
 import sys
@@ -21,6 +22,7 @@ from flaxcnn.data.sources import Source, open_source
 from flaxcnn.data.stream import Request, Stream
 from flaxcnn.errors import UserError
 from flaxcnn.training import memory
+from flaxcnn.training.distributed import together
 from flaxcnn.training.parallel import Strategy
 
 Array = jax.Array
@@ -120,13 +122,16 @@ class Split:
     bad: dict[int, str]
     _given: Callable[[Iterator[Request]], Iterator[Data]]
     _blank: Callable[[int], Data]
+    _batch_size: int
 
     def __len__(self) -> int:
         return len(self.source)
 
     def batches(self, requests: Iterator[Request]) -> "Batches":
         """Returns what `assemble` makes the batches of, in the order of the requests."""
-        return Batches(self._given(requests), AHEAD if not self.data else 0)
+        alone = jax.process_count() == 1
+        stand_in = None if alone else functools.partial(self.blank, self._batch_size)
+        return Batches(self._given(requests), AHEAD if not self.data else 0, stand_in)
 
     def count_bad(self) -> int:
         """Returns how many pictures could not be read so far, in all processes, each of which must ask."""
@@ -179,14 +184,14 @@ def open_splits(
       UserError: a picture cannot be read and none may be left out, or a set is damaged.
     """
     streamed = {name: delivery for name, delivery in deliveries.items() if is_streamed(config, delivery, limit)}
-    processes = jax.process_count()
+    sizes = {name: size // jax.process_count() for name, size in batch_sizes.items()}
     with contextlib.ExitStack() as stack:
         stream = None
         if streamed:
             workers = config.data.workers
             workers = _cores() if workers is None else workers
-            sizes = {name: batch_sizes[name] // processes for name in streamed}
-            stream = stack.enter_context(Stream(streamed, batch_sizes=sizes, workers=workers))
+            own_sizes = {name: sizes[name] for name in streamed}
+            stream = stack.enter_context(Stream(streamed, batch_sizes=own_sizes, workers=workers))
         splits = {}
         for name, delivery in deliveries.items():
             bad = _Bad(delivery.source, skip=config.data.bad_images == "skip")
@@ -199,7 +204,7 @@ def open_splits(
                     image, label = np.zeros((size, *shape), np.uint8), np.zeros(size, np.int32)
                     return strategy.split({"image": image, "label": label} | _visits(_no_request(size)))
 
-                splits[name] = Split(delivery.source, {}, bad.reasons, given, blank)
+                splits[name] = Split(delivery.source, {}, bad.reasons, given, blank, sizes[name])
             else:
                 dataset = datasets.load(delivery, bad)
                 arrays = {"image": dataset.images, "label": dataset.labels, "mask": dataset.mask}
@@ -210,22 +215,32 @@ def open_splits(
                 def blank(size):
                     return strategy.split(_visits(_no_request(size)))
 
-                splits[name] = Split(delivery.source, strategy.replicate(arrays), bad.reasons, given, blank)
+                data = strategy.replicate(arrays)
+                splits[name] = Split(delivery.source, data, bad.reasons, given, blank, sizes[name])
         yield splits
 
 
 class Batches:
-    """Batches on the devices in their order, an iterator to be closed; the next ones are on their way meanwhile.
+    """Batches on the devices in their order, to be closed; the next ones are on their way meanwhile.
+
+    Of several processes one that has no batch must not leave the others waiting in the middle of a step: it goes on
+    with a blank one, until all of them ask together whether one has failed.
 
     Attributes:
       idle_seconds: for how long so far the device had nothing to do because a batch was not there.
     """
 
-    def __init__(self, batches: Iterator[Data], ahead: int):
-        """Takes batches from an iterator as they are asked for, or in a thread that is so many ahead of use."""
+    def __init__(self, batches: Iterator[Data], ahead: int, stand_in: Callable[[], Data] | None = None):
+        """Takes batches from an iterator as they are asked for, or in a thread that is so many ahead of use.
+
+        Args:
+          batches: the iterator.
+          ahead: how many lie ready; 0 for no thread.
+          stand_in: makes a blank batch; None where there is but one process.
+        """
         self.idle_seconds = 0.0
-        self._batches, self._thread = batches, None
-        self._ended: BaseException | None = None
+        self._batches, self._thread, self._stand_in = batches, None, stand_in
+        self._ended: BaseException | None = None  # what ended the batches
         if ahead:
             self._ready: queue.Queue = queue.Queue(ahead)
             self._closed = threading.Event()
@@ -239,13 +254,13 @@ class Batches:
           busy: a result of the work that the device was given last; until that is there the device does not wait.
 
         Raises:
-          UserError: see `Stream.batches`.
+          UserError: see `Stream.batches`; of several processes `check` raises it.
           StopIteration: there is none.
         """
         if self._thread is None:
             return next(self._batches)
         if self._ended is not None:
-            raise self._ended
+            return self._instead()
         idle_since = None
         while True:
             if idle_since is None and busy is not None and busy.is_ready():
@@ -259,8 +274,14 @@ class Batches:
             self.idle_seconds += time.perf_counter() - idle_since
         if isinstance(batch, BaseException):
             self._ended = batch
-            raise batch
+            return self._instead()
         return batch
+
+    def check(self) -> None:
+        """Raises `UserError` in all processes, each of which must ask, if one of them could not get a batch."""
+        with together():
+            if isinstance(self._ended, UserError):
+                raise self._ended
 
     def close(self) -> None:
         """Stops what is under way."""
@@ -269,12 +290,10 @@ class Batches:
             self._thread.join()
         self._batches.close()
 
-    def __iter__(self) -> Iterator[Data]:
-        while True:
-            try:
-                yield self.next()
-            except StopIteration:
-                return
+    def _instead(self) -> Data:
+        if isinstance(self._ended, UserError) and self._stand_in is not None:
+            return self._stand_in()
+        raise self._ended
 
     def _fetch(self) -> None:
         try:

@@ -199,6 +199,7 @@ def _train(
             owed = owed or plan.saves(step)
             if not (plan.logs(step) or plan.evaluates(step) or owed or signal):
                 continue
+            batches.check()
             skipped = _check_health(carry, step)
             interval, epoch = _means(carry.interval), _means(carry.epoch)
             del interval["count"]

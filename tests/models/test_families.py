@@ -95,6 +95,7 @@ def test_an_inception_module_stands_alone():
     assert variables["params"]["branch3"]["conv"]["kernel"].shape == (5, 5, 32, 32)
 
 
+@pytest.mark.slow
 def test_anynet_configured_as_resnet50_is_resnet50(x64):
     double = {"dtype": "float64", "param_dtype": "float64"}
     stages = [[3, 256, 64, 0.25, 1], [4, 512, 128, 0.25], [6, 1024, 256, 0.25], [3, 2048, 512, 0.25]]

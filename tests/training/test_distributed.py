@@ -13,6 +13,7 @@ from flaxcnn import UserError
 from flaxcnn.training import distributed
 from flaxcnn.training.inference import load_trained
 from tests import faults
+from tests.pictures import write_folder
 
 
 @pytest.fixture
@@ -106,10 +107,10 @@ def alone(tmp_path_factory):
         yield run
 
 
-def assert_one_run(pair, alone):
+def assert_one_run(pair, alone, steps=88):
     """The same parameters to 1e-6, the same count and accuracy, and all of it said and written once."""
     (_, found), (_, expected) = (load_trained(run.workdir) for run in (pair, alone))
-    assert int(found.step) == int(expected.step) == 88
+    assert int(found.step) == int(expected.step) == steps
     for leaf, other in zip(*(jax.tree.leaves(state.variables) for state in (found, expected)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-6, atol=1e-12)
     for name in ("count", "accuracy"):
@@ -140,6 +141,54 @@ def test_mpirun_is_enough(tmp_path, alone, x64):
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert_one_run(pair, alone)
+
+
+def streaming(folder):
+    """The flags of a run of 48 steps on random crops of 96 pictures, evaluated on 24."""
+    return (
+        *PRECISE,
+        f"--config.data.name=folder:{folder}",
+        "--config.data.crop=random_resized",
+        "--config.augment.flip=random",
+        "--config.batch_size=8",
+        "--config.data.workers=1",
+        "--config.evaluation.batch_size=10",
+        "--config.duration=4 epochs",
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_that_stream_are_one_run(tmp_path, x64):
+    """Each decodes its own pictures; a kill of both in the middle changes nothing."""
+    flags = streaming(write_folder(tmp_path / "pictures", 40))
+    alone, pair = faults.Run(tmp_path / "alone", tmp_path), faults.Pair(tmp_path / "pair", tmp_path)
+    alone.finish(*flags)
+    processes = pair.start_both(*flags)
+    pair.wait_until(lambda: bool(pair.checkpoints), processes[0])
+    for process in processes:
+        process.kill()
+        process.communicate()
+    pair.finish_both(*flags)
+    assert_one_run(pair, alone, steps=48)
+    assert pair.results()["test"]["count"] == 24
+
+
+@pytest.mark.slow
+def test_a_bad_picture_in_one_of_two_processes(tmp_path):
+    """Left out, it is counted by both; otherwise both end, one with its name."""
+    folder = write_folder(tmp_path / "pictures", 40)
+    flags = streaming(folder)
+    alone = faults.Run(tmp_path / "whole", tmp_path)
+    alone.finish(*flags, "--config.duration=1 steps")
+    victim = sorted(folder.rglob("*.jpg"))[50]
+    victim.write_bytes(b"<html>")
+    pair = faults.Pair(tmp_path / "skip", tmp_path)
+    pair.finish_both(*flags, "--config.data.bad_images=skip")
+    left_out = [record["left_out"] for record in pair.records() if record["kind"] == "epoch"]
+    assert pair.results()["test"]["left_out"] + left_out[0] == 1 and len(set(left_out)) == 1
+    pair = faults.Pair(tmp_path / "stop", tmp_path)
+    printed = "".join(pair.finish_both(*flags, code=2))
+    assert f"{victim}: neither JPEG nor PNG" in printed and "process" in printed
 
 
 @pytest.mark.slow

@@ -61,10 +61,17 @@ def test_eight_devices_count_the_same(dataset, name, batch_size):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("name", "batch_size"), [("jit", 100), ("shard_map", 256)])
-def test_a_stream_counts_the_same(dataset, name, batch_size, workers):
+@pytest.mark.parametrize(
+    ("name", "devices", "batch_size"),
+    [("jit", 1, 100), ("shard_map", 2, 100), ("pmap", 2, 7), ("shard_map", 8, 256)],
+)
+def test_a_stream_counts_the_same(dataset, monkeypatch, name, devices, batch_size, workers):
     few = Pictures(dataset.images[:1003], dataset.labels[:1003])
-    expected, result = evaluate(few, 1003), evaluate(few, batch_size, name, loading="stream", workers=workers)
+    expected = evaluate(few, 1003)
+    some = jax.devices()[:devices]
+    monkeypatch.setattr(jax, "devices", lambda: some)
+    assert Strategy(name).num_devices == devices
+    result = evaluate(few, batch_size, name, loading="stream", workers=workers)
     assert result.count == 1003 and result.accuracy == expected.accuracy
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
     np.testing.assert_array_equal(result.confusion, expected.confusion)

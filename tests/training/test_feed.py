@@ -89,6 +89,17 @@ def test_a_stream_that_is_stopped_ends_as_if_it_had_not_been(folder, tmp_path, c
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("strategy", [pytest.param(name, marks=pytest.mark.slow) for name in ("shard_map", "pmap")])
+def test_a_stream_on_eight_devices_trains_like_on_one(folder, tmp_path, console, x64, strategy):
+    config = streamed(folder)
+    config.duration, config.model.dtype, config.model.options.param_dtype = "2 epochs", "float64", "float64"
+    for name in ("jit", strategy):
+        config.parallel.strategy = name
+        loop.fit(config, tmp_path / name, console=console)
+    for leaf, other in zip(*(outcome(tmp_path / name)[0] for name in ("jit", strategy)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_kills_change_nothing_of_a_stream(folder, tmp_path):
     def command(workdir):
@@ -132,12 +143,13 @@ def test_kills_change_nothing_of_a_stream(folder, tmp_path):
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 
 
-def test_memory_and_stream_give_the_same_numbers_for_pictures_of_one_size(config, tmp_path, console):
+def test_memory_and_stream_train_alike_on_pictures_of_one_size(config, tmp_path, console):
     config.duration, config.data.workers = "3 steps", 1
     for loading in ("memory", "stream"):
         config.data.loading = loading
         loop.fit(config, tmp_path / loading, console=console)
-    assert_same_outcome(tmp_path / "stream", tmp_path / "memory")
+    for leaf, other in zip(*(outcome(tmp_path / name)[0] for name in ("memory", "stream")), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6)  # two programs, each with its rounding
 
 
 def damaged(folder, count=1):

@@ -196,6 +196,7 @@ def test_the_measurement_shows_a_wait_where_there_is_one(config, tmp_path, monke
     assert long - short >= 80
 
 
+@pytest.mark.slow
 def test_divergence_in_the_last_step_is_not_saved(config, tmp_path, console):
     config.duration, config.optimizer.learning_rate = "1 steps", 1e39  # infinite in float32
     with pytest.raises(UserError, match="training diverged by step 1"):
@@ -429,6 +430,7 @@ def test_a_range_of_steps_is_profiled(config, tmp_path, console):
     assert "profile of steps (2, 4) in" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_says_how_it_runs(config, tmp_path, console):
     config.duration, config.parallel.strategy, config.parallel.micro_batches = "1 steps", "shard_map", 2
     loop.fit(config, tmp_path / "run", console=console)

@@ -85,6 +85,7 @@ def variables_like_torch(name, **fields):
     return from_torch(name, formula.state_dict(torch_shapes(name, **fields)), **fields)
 
 
+@pytest.mark.slow
 def test_auxiliary_logits_of_googlenet_in_training_equal_torchvisions(x64):
     recorded = FORWARD["googlenet_train"]["sizes"]["4x64x64"]
     model = create_model("googlenet", aux_logits=True, dropout_rate=0, aux_dropout_rate=0, **DOUBLE)
