@@ -13,7 +13,8 @@ crops of 224 (8 to 100 % of the area, aspect 3/4 to 4/3), half of them mirrored 
     to uint8      the same without the last two
 
 Then the loop's own step, LeNet-5 on 28x28 images in memory, batch 128: with the batches of an epoch as the loop
-draws them, and with one and the same batch. Each figure is the median of the repeats, which take turns.
+draws them, and with one and the same batch. All take turns; a figure is the median of the turns, and a ratio the
+median of the ratios within a turn, which a machine that is faster at one time than at another does not upset.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from pathlib import Path
 import numpy as np
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-HEIGHT, WIDTH, SIZE, BATCH = 375, 500, 224, 256
+HEIGHT, WIDTH, SIZE, BATCH, EPOCHS = 375, 500, 224, 256, 2
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
@@ -81,7 +82,7 @@ def measure_stream(folder: Path, workers: int) -> float:
     delivery = _delivery(folder)
 
     def requests() -> Iterator[Request]:
-        for epoch in range(3):
+        for epoch in range(EPOCHS):
             for step in range(len(delivery.source) // BATCH):
                 sizes = {"batch_size": BATCH, "num_examples": len(delivery.source)}
                 yield Request(epoch, training_batch(0, epoch, step, **sizes), np.ones(BATCH, np.float32))
@@ -114,8 +115,8 @@ def measure_loader(folder: Path, workers: int, normalized: bool) -> float:
                 image = image.to(torch.float32).div_(255).sub_(mean).div_(std)
             return image, int(path.parent.name)
 
-    # Three epochs as one, because the loader's workers stand idle between two.
-    epochs = torch.utils.data.ConcatDataset([Pictures()] * 3)
+    # The epochs as one, because the loader's workers stand idle between two.
+    epochs = torch.utils.data.ConcatDataset([Pictures()] * EPOCHS)
     loader = torch.utils.data.DataLoader(
         epochs, batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True
     )
@@ -214,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and Pillow")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
@@ -241,19 +242,22 @@ def main() -> None:
                 command = [python, __file__, "--workers", str(workers), "--measure", kind, folder]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 rates[kind].append(float(output.split()[-1]))
-    rates |= {f"loop, {kind} batches": found for kind, found in measure_loop(200, 7).items()}
+    rates |= {f"loop, {kind} batches": found for kind, found in measure_loop(50, 30).items()}
 
-    median = {kind: statistics.median(found) for kind, found in rates.items()}
+    def ratio(kind: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[kind], rates[other], strict=True))
+
     ratios = {
-        "stream / DataLoader": median["stream"] / median["DataLoader"],
-        "stream / DataLoader to uint8": median["stream"] / median["DataLoader to uint8"],
-        "stream / (workers x one core)": median["stream"] / workers / median["one core"],
-        "loop, real / constant": median["loop, real batches"] / median["loop, constant batches"],
+        "stream / DataLoader": ratio("stream", "DataLoader"),
+        "stream / DataLoader to uint8": ratio("stream", "DataLoader to uint8"),
+        "stream / (workers x one core)": ratio("stream", "one core") / workers,
+        "loop, real / constant": ratio("loop, real batches", "loop, constant batches"),
     }
     for kind, found in rates.items():
-        print(f"{kind:<24} {median[kind]:>10,.0f} images/s   ({min(found):,.0f} to {max(found):,.0f})")
-    for name, ratio in ratios.items():
-        print(f"{name:<32} {ratio:.3f}")
+        median = statistics.median(found)
+        print(f"{kind:<24} {median:>10,.0f} images/s   ({min(found):,.0f} to {max(found):,.0f})")
+    for name, value in ratios.items():
+        print(f"{name:<32} {value:.3f}")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         result = {"hardware": _hardware(), "workers": workers, "images_per_second": rates, "ratios": ratios}
