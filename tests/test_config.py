@@ -89,6 +89,41 @@ def test_mistakes_are_one_line_that_names_the_leaf(path, value, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({"data.crop": "random_resized", "data.image_size": None}, "set data.image_size, such as 224"),
+        ({"data.crop_area": (0.5, 1.5)}, r"data.crop_area is \(0.5, 1.5\); write the smallest and the largest"),
+        ({"data.crop_ratio": (2.0, 1.0)}, r"data.crop_ratio is \(2.0, 1.0\)"),
+        ({"data.shorter_side": (256,)}, "shorter_side is for data.crop 'random'; evaluation has its own"),
+        ({"augment.crop_padding": 1, "augment.translation": 0.1}, "both move the image; choose one"),
+        ({"augment.translation": 1.5}, "a share of the size, at most 1"),
+        ({"augment.erasing": 1.5}, "a share of the images, at most 1"),
+        ({"augment.policy_magnitude": 31}, "policy_magnitude is 31; it must be 30 or less"),
+        ({"augment.color_jitter": (0.4, 0.4)}, "write four strengths"),
+        ({"augment.color_jitter": (0.4, 0.4, 0.4, 0.6)}, "the hue's at most 0.5"),
+        (
+            {"evaluation.scales": (224,), "evaluation.views": "ten_crop", "evaluation.shorter_side": 256},
+            "choose one",
+        ),
+        ({"evaluation.scales": (224,), "evaluation.image_size": 224}, "takes the place of evaluation.image_size"),
+        ({"evaluation.scales": (0,)}, "sizes are 1 or more"),
+        ({"evaluation.views": "ten_crop", "evaluation.shorter_side": 28}, "ten_crop' of 28 pixels.*such as 32"),
+        ({"evaluation.shorter_side": 20}, "evaluation.shorter_side is 20; write 28, the size cut out, or more"),
+        ({"evaluation.shorter_side": 20, "data.image_size": None}, "needs a size to cut out; set data.image_size"),
+        ({"schedule.name": "plateau", "schedule.factor": 1.0}, "for 'plateau' it lies between 0 and 1"),
+    ],
+)
+def test_input_that_cannot_work_is_one_line(leaves, message):
+    config = TrainConfig(data=DataConfig(image_size=28))
+    for path, value in leaves.items():
+        section, leaf = path.split(".")
+        setattr(getattr(config, section), leaf, value)
+    with pytest.raises(UserError, match=message) as raised:
+        validate(config)
+    assert "\n" not in str(raised.value)
+
+
 def test_defaults_are_valid_and_every_leaf_has_a_meaning():
     config = TrainConfig()
     validate(config)

@@ -14,7 +14,7 @@ from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConf
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="3 epochs",
+        duration="6 epochs",
         model=ModelConfig(
             name="alexnet", options=ConfigDict({"widths": [24, 64, 96, 96, 64], "pooled_size": 1, "hidden": 256})
         ),

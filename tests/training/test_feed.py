@@ -1,6 +1,7 @@
 """Batches on the devices: from memory and from a stream, with pictures that cannot be read, and over a restart."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 from flaxcnn import UserError
 from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from flaxcnn.data.stream import Request
-from flaxcnn.training import feed, loop
+from flaxcnn.training import distributed, feed, loop
 from flaxcnn.training.experiment import make_experiment
 from flaxcnn.training.feed import Batches, assemble, open_delivery, open_splits
 from flaxcnn.training.inference import load_trained
@@ -260,6 +261,39 @@ def test_mistakes_are_said_before_a_process_is_started(folder, tmp_path, console
     with pytest.raises(UserError, match=message) as raised:
         loop.fit(config, tmp_path / "run", console=console)
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_only_with_the_pictures_that_it_began_with(tmp_path, console):
+    pictures = write_folder(tmp_path / "three", 10)
+    config = streamed(pictures)
+    config.duration = "1 steps"
+    loop.fit(config, tmp_path / "run", console=console)
+    config.duration = "2 steps"
+    pictures = pictures.rename(tmp_path / "moved")
+    config.data.name = f"folder:{pictures}"
+    loop.fit(config, tmp_path / "run", console=console)
+    for number in range(10, 15):
+        (pictures / "temple" / f"{number}.jpg").write_bytes(jpeg(PIECE))
+    config.duration = "3 steps"
+    with pytest.raises(UserError, match=r"pictures to train on are no longer those that .*run was trained on"):
+        loop.fit(config, tmp_path / "run", console=console)
+    (pictures / "temple").rename(pictures / "pagoda")
+    with pytest.raises(UserError, match="run was trained on other classes"):
+        loop.fit(config, tmp_path / "run", console=console)
+
+
+@pytest.mark.parametrize("given", ["all", "one less"])
+def test_processes_with_other_pictures_are_refused(folder, monkeypatch, given):
+    """What the two of a pair would say of theirs is gathered here."""
+    source = open_delivery(streamed(folder), "train", training=True).source
+    others = source if given == "all" else dataclasses.replace(source, files=source.files[1:])
+    said = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda own: said.append(own) or own)
+    distributed.agree("the pictures", others.fingerprint)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda own: np.stack([own, said[0]]))
+    with contextlib.nullcontext() if given == "all" else pytest.raises(UserError, match="the pictures that the"):
+        distributed.agree("the pictures", source.fingerprint)
 
 
 def test_a_set_too_large_for_memory_is_streamed(config, monkeypatch):

@@ -221,6 +221,7 @@ def test_a_finished_run_is_evaluated_again_and_left_alone(config, tmp_path, cons
         (lambda c: setattr(c.data, "image_size", 14), "data.image_size 12, not 14"),
         (lambda c: setattr(c, "seed", 1), "seed 0, not 1"),
         (lambda c: c.model.options.update(norm="layer_norm"), "model.options.norm 'batch_norm', not 'layer_norm'"),
+        (lambda c: setattr(c.schedule, "name", "plateau"), "schedule.name 'constant', not 'plateau'"),
     ],
 )
 def test_a_folder_of_another_experiment_is_refused_and_untouched(config, tmp_path, console, change, message):
@@ -271,6 +272,14 @@ def test_what_may_change_is_said_and_taken(config, tmp_path, console):
         (lambda c: setattr(c.model, "dtype", "float64"), "only with JAX_ENABLE_X64=1"),
         (lambda c: c.model.options.update(nrom=1), "has no field 'nrom'; did you mean norm"),
         (lambda c: c.model.options.update(num_classes=3), "is written model.num_classes"),
+        (
+            lambda c: setattr(c.evaluation, "scales", (12, 16)),
+            "shows lenet5 16x16 pixels; trained on 12x12, it takes",
+        ),
+        (
+            lambda c: setattr(c.augment, "lighting", 0.1),
+            "lighting is for colour, and the images of digits are grey",
+        ),
     ],
 )
 def test_mistakes_leave_nothing_behind(config, tmp_path, console, change, message):
