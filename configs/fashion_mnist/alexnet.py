@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/alexnet.py
 
-Test accuracy 0.7523 with seed 0, in about 3 minutes on 2 busy CPU cores.
+Test accuracy 0.8790 with seed 0, in 16 minutes on 2 busy CPU cores.
 """
 
 from ml_collections import ConfigDict
