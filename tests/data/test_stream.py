@@ -186,12 +186,24 @@ def test_the_death_of_a_process_is_reported_and_not_waited_for(folder, number):
         assert ("memory runs out" in str(raised.value)) == (number == signal.SIGKILL)
 
 
+def wait_until_signals_are_ignored(process):
+    wanted = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        status = open(f"/proc/{process.pid}/status").read()  # noqa: PTH123, SIM115
+        if int(status.split("SigIgn:")[1].split()[0], 16) & wanted == wanted:
+            return
+        time.sleep(0.01)
+    pytest.fail("the process does not ignore the signals")
+
+
 def test_processes_end_with_the_stream_and_ignore_signals_until_then(folder):
     with Stream({"train": delivery_of(folder)}, batch_sizes={"train": 10}, workers=2) as stream:
         batches = stream.batches("train", training_requests(8, 10, 72), no_bad)
         next(batches)
         processes = [worker.process for worker in stream._workers]
         for process in processes:
+            wait_until_signals_are_ignored(process)  # it may still be starting
             os.kill(process.pid, signal.SIGINT)
             os.kill(process.pid, signal.SIGTERM)
         assert len(list(batches)) == 7
