@@ -7,14 +7,17 @@ continues where it stopped. --help lists every key.
 import sys
 from pathlib import Path
 
-from flaxcnn import UserError, flags
-from flaxcnn.training import distributed, loop
+from flaxcnn import launch
 
 DEFAULT = Path(__file__).parent / "configs" / "digits_lenet5.py"
 
 
 def main(argv: list[str]) -> int:
     """Runs what the command line asks for; returns the exit code."""
+    # Here, because imported above they would be imported twice.
+    from flaxcnn import UserError, flags
+    from flaxcnn.training import distributed, loop
+
     try:
         command = flags.parse(argv, DEFAULT)
         distributed.initialize(command.coordinator, command.num_processes, command.process_id)
@@ -32,4 +35,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    launch.prepare_process()
     sys.exit(main(sys.argv))

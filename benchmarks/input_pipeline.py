@@ -164,11 +164,11 @@ def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
     import jax
 
     from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
-    from flaxcnn.training import loop
     from flaxcnn.training.experiment import make_experiment
     from flaxcnn.training.feed import memory_for_data, open_delivery, open_splits
     from flaxcnn.training.parallel import Strategy
     from flaxcnn.training.plan import Plan
+    from flaxcnn.training.program import make_take_steps
 
     config = TrainConfig(
         batch_size=128,
@@ -187,14 +187,15 @@ def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
     with open_splits(config, strategy, {"train": delivery}, sizes, memory_for_data()) as splits:
         train = splits["train"]
         optimizer = experiment.optimizer(plan.per_epoch)
-        carry = strategy.create(lambda: experiment.create_carry(optimizer))
-        program, _ = loop.make_train_batch(experiment, optimizer, strategy, plan, carry, train)
+        shapes, create_carry = strategy.creation(lambda: experiment.create_carry(optimizer))
+        carry = create_carry()
+        take_steps, _ = make_take_steps(experiment, optimizer, plan, shapes, train, at_once=1)
 
         def seconds(next_batch: Callable) -> float:
             nonlocal carry
             start = time.perf_counter()
             for _ in range(steps):
-                carry = program(carry, train.data, next_batch(busy=carry.state.step))
+                carry = take_steps(carry, train.data, next_batch(busy=carry.state.step), 1)
             jax.block_until_ready(carry)
             return time.perf_counter() - start
 

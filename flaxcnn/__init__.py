@@ -8,8 +8,11 @@ __version__ = "0.1.0"
 # import this package too, and must not wait for JAX.
 _HOMES = {
     "ModelInfo": "flaxcnn.models",
+    "Predictor": "flaxcnn.inference",
     "UserError": "flaxcnn.errors",
     "create_model": "flaxcnn.models",
+    "export": "flaxcnn.inference",
+    "fold_batch_norm": "flaxcnn.inference",
     "list_models": "flaxcnn.models",
     "load_pretrained": "flaxcnn.weights",
     "model_info": "flaxcnn.models",

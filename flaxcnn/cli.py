@@ -1,4 +1,4 @@
-"""The verbs of `python -m flaxcnn`: list, summary, prepare, evaluate, predict."""
+"""The verbs of `python -m flaxcnn`: list, summary, prepare, evaluate, predict, export."""
 
 import argparse
 import contextlib
@@ -88,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
     predict.set_defaults(run=_predict)
 
-    for verb in (evaluate, predict):
+    export = verbs.add_parser("export", help="write what a work directory holds as a program that needs only JAX")
+    export.add_argument("workdir", metavar="WORKDIR", type=Path)
+    export.add_argument("file", metavar="FILE", type=Path, help="to write; FILE.json names the classes")
+    export.set_defaults(run=_export)
+
+    for verb in (evaluate, predict, export):
         verb.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
         verb.add_argument("--averaged", action="store_true", help="use the averaged parameters")
     return parser
@@ -188,8 +193,22 @@ def _predict(arguments: argparse.Namespace) -> None:
     from flaxcnn.training import inference
 
     experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
-    probabilities = inference.predict(experiment, state, inference.read_images(experiment, arguments.images))
+    images = inference.read_images(experiment, arguments.images)
+    batch_size = min(len(images), experiment.config.evaluation.batch_size)
+    probabilities = inference.make_predictor(experiment, state, batch_size).probabilities(images)
     for path, shares in zip(arguments.images, probabilities, strict=True):
         print(path)
         for index in np.argsort(-shares, kind="stable")[:5]:
             print(f"  {shares[index]:.4f}  {experiment.class_names[index]}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from flaxcnn.training import inference
+
+    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
+    inference.export_trained(experiment, state, arguments.file)
+    height, width, channels = experiment.image_shape
+    print(
+        f"{arguments.file} maps uint8 images of {height}x{width}x{channels} to the probabilities of "
+        f"{len(experiment.class_names)} classes ({arguments.file.stat().st_size / 1e6:.1f} MB)"
+    )

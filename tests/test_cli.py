@@ -1,10 +1,12 @@
 """python -m flaxcnn, in this process where that is enough."""
 
+import json
 import re
 import subprocess
 import sys
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -83,9 +85,31 @@ def test_predict_names_the_digit_in_a_picture_file(trained, capsys, tmp_path):
         assert shares == sorted(shares, reverse=True) and sum(shares) <= 1.001
 
 
+def test_export_writes_a_program_that_predicts_the_same(trained, capsys, tmp_path):
+    workdir, _ = trained
+    images = datasets.load(Delivery(open_source("digits", "test"), (8, 8, 1)), None).images[:3]
+    picture = tmp_path / "0.png"
+    cv2.imwrite(str(picture), images[0])
+    code, out, _ = run(capsys, "export", workdir, tmp_path / "digits")
+    assert code == 0 and "digits maps uint8 images of 8x8x1 to the probabilities of 10 classes" in out
+    names = json.loads((tmp_path / "digits.json").read_text())["class_names"]
+    shares = jax.export.deserialize(bytearray((tmp_path / "digits").read_bytes())).call(images)
+    np.testing.assert_allclose(np.sum(shares, axis=1), 1, rtol=1e-5)
+    first = np.argsort(-np.asarray(shares[0]))[:5]
+    out = run(capsys, "predict", workdir, picture)[1]
+    expected = [(f"{shares[0][index]:.4f}", names[index]) for index in first]
+    assert [line[1] for line in expected] == re.findall(r"\d\.\d{4}  (\S+)", out)
+    printed = [float(share) for share in re.findall(r"(\d\.\d{4})  ", out)]
+    np.testing.assert_allclose(printed, [float(share) for share, _ in expected], atol=2e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["export", "WORKDIR", "text.png"], "text.png exists already; name another file"),
+        (["export", "WORKDIR", "nowhere/digits"], "there is no folder nowhere"),
+        (["export", "nowhere", "digits"], "nowhere holds no run"),
+        (["export", "WORKDIR", "digits", "--averaged"], "holds no averaged parameters"),
         (["predict", "WORKDIR", "text.png"], "text.png: neither JPEG nor PNG"),
         (["predict", "WORKDIR", "empty.png"], "empty.png: empty file"),
         (

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers
+from flaxcnn.ops.convolution import convolution
 from flaxcnn.ops.pooling import average_pool, max_pool
 
 Array = jax.Array
@@ -87,6 +88,7 @@ class ConvNorm(nn.Module):
             self.stride,
             self.kernel_size // 2 if self.padding is None else self.padding,
             feature_group_count=self.groups,
+            conv_general_dilated=convolution,
             use_bias=self.norm is None if self.use_bias is None else self.use_bias,
             kernel_init=self.scheme.kernel,
             bias_init=self.scheme.bias(fan_in),

@@ -1,6 +1,7 @@
 """Checkpoints through orbax: atomic, written in the background, the newest few and the best kept."""
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -14,14 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
 
 from flaxcnn.errors import UserError, first_line
+from flaxcnn.training.compilation import jit_in_haste
 from flaxcnn.training.distributed import is_primary, together
 from flaxcnn.training.state import Carry
-from flaxcnn.training.workdir import CHECKPOINTS
+from flaxcnn.training.workdir import CHECKPOINTS, has_checkpoints
 
 _ITEM = "carry"
 _CONTINUE = "those before it are whole, and the same command continues from the newest"
@@ -32,25 +32,36 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int | None = None):
         """Opens them to write, keeping the `keep` newest and the best, or only to read if `keep` is None."""
+        self._keep = keep
+        self._folder = (workdir / CHECKPOINTS).resolve()
+        self._damaged = self._folder.with_name("damaged")
+        self._warnings = self._check_metrics(read_only=keep is None)
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        """Of orbax, which takes half a second to import: more than a new run needs to come to its first step."""
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
 
         def accuracy(metrics: dict[str, float]) -> float:
             return metrics["accuracy"]
 
         logging.get_absl_logger().addFilter(_is_news)
         kept = [
-            checkpoint_managers.LatestN(keep or 1),
+            checkpoint_managers.LatestN(self._keep or 1),
             checkpoint_managers.BestN(get_metric_fn=accuracy, n=1, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
             best_fn=accuracy,
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=keep is not None,  # of runs that were killed while they saved
-            read_only=keep is None,
+            cleanup_tmp_directories=self._keep is not None,  # of runs that were killed while they saved
+            read_only=self._keep is None,
         )
-        self._folder = (workdir / CHECKPOINTS).resolve()
-        self._damaged = self._folder.with_name("damaged")
-        self._warnings = self._check_metrics(read_only=keep is None)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    @property
+    def _is_open(self) -> bool:
+        return "_manager" in vars(self)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -62,7 +73,8 @@ class Checkpoints:
             if kind is None:
                 raise
         finally:
-            self._manager.close()
+            if self._is_open:
+                self._manager.close()
 
     def finish(self) -> None:
         """Waits until everything is on disk.
@@ -70,8 +82,9 @@ class Checkpoints:
         Raises:
           UserError: it could not be written.
         """
-        with self._explained():
-            self._manager.wait_until_finished()
+        if self._is_open:
+            with self._explained():
+                self._manager.wait_until_finished()
 
     def save(self, step: int, carry: Carry, accuracy: float | None) -> None:
         """Starts to write a checkpoint; the caller may donate its arrays at once.
@@ -84,18 +97,21 @@ class Checkpoints:
         Raises:
           UserError: it, or the one before it, could not be written.
         """
+        import orbax.checkpoint as ocp
+
         self.finish()
+        manager = self._manager
         with together():
             self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(carry)))
         # Orbax may still read the arrays while the next step overwrites them, so it gets arrays of its own.
-        snapshot = jax.tree.map(jnp.copy, carry)
+        snapshot, sums = _snapshot(carry)
         metrics = None if accuracy is None else {"accuracy": accuracy}
         with self._explained():
-            self._manager.save(
+            manager.save(
                 step,
                 args=ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(snapshot)}),
                 metrics=metrics,
-                custom_metadata={"checksum": jax.device_get(checksum(snapshot)).tolist()},
+                custom_metadata={"checksum": jax.device_get(sums).tolist()},
             )
 
     @property
@@ -119,6 +135,8 @@ class Checkpoints:
         Raises:
           UserError: it holds something else, or is damaged.
         """
+        import orbax.checkpoint as ocp
+
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
         )
@@ -145,6 +163,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and none can be read; all stay where they are.
         """
+        if not (self._warnings or has_checkpoints(self._folder.parent)):
+            return None
         failures: dict[int, UserError] = {}
         carry = None
         for step in reversed(self.steps):
@@ -210,8 +230,7 @@ class Checkpoints:
             raise UserError(f"a checkpoint could not be written: {reason}; {_CONTINUE}") from error
 
 
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
+def _sums(tree: Any) -> jax.Array:
     """Returns two sums over all bits of a tree, (2,) uint32, of which one at least changes with any one word.
 
     Each word counts with an odd weight by its place, so that words that change places are seen, too.
@@ -225,6 +244,14 @@ def checksum(tree: Any) -> jax.Array:
         weights = [places * jnp.uint32(factor) | 1 for factor in (2654435761, 2246822519)]
         sums += jnp.stack([(words * weight).sum(dtype=jnp.uint32) for weight in weights])
     return sums
+
+
+checksum = jit_in_haste(_sums)
+
+
+@jit_in_haste
+def _snapshot(tree: Any) -> tuple[Any, jax.Array]:
+    return jax.tree.map(jnp.copy, tree), _sums(tree)
 
 
 def _quietly(function: Callable[[], Any]) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from flaxcnn.config import TrainConfig
 from flaxcnn.data.sampler import evaluation_batches
 from flaxcnn.data.stream import Request
 from flaxcnn.errors import UserError
+from flaxcnn.training.compilation import jit_in_haste
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.feed import Data, Split, assemble
 from flaxcnn.training.parallel import Program, Strategy
@@ -71,7 +73,7 @@ def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[Trai
     def evaluate_batch(state: TrainState, data: Data, given: Data, axis_name: str | None) -> Any:
         return eval_step(state, assemble(data, given), axis_name=axis_name)
 
-    add = jax.jit(lambda totals, metrics: jax.tree.map(jnp.add, totals, metrics))
+    add = jit_in_haste(functools.partial(jax.tree.map, jnp.add))
     compiled: list[Program] = []
 
     def evaluate(state: TrainState, split: Split) -> Evaluation:

@@ -13,10 +13,11 @@ from flaxcnn.config import AugmentConfig, TrainConfig, to_steps, validate
 from flaxcnn.data.mixing import mix, neighbours
 from flaxcnn.data.preprocess import evaluation_inputs, training_input
 from flaxcnn.errors import UserError
+from flaxcnn.inference.prediction import Views
 from flaxcnn.models import create_model, model_info
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
 from flaxcnn.training.state import Carry, TrainState, create_state
-from flaxcnn.training.step import Mix, Preprocess, Views
+from flaxcnn.training.step import Mix, Preprocess
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Split:
     data: Data
     bad: dict[int, str]
     _given: Callable[[Iterator[Request]], Iterator[Data]]
-    _blank: Callable[[int], Data]
+    _blank: Callable[..., Data]
     _batch_size: int
 
     def __len__(self) -> int:
@@ -139,9 +139,12 @@ class Split:
             return len(self.bad)
         return int(multihost_utils.process_allgather(np.array(len(self.bad), np.int32)).sum())
 
-    def blank(self, size: int) -> Data:
-        """Returns what stands for a batch of so many examples in this process when a program is compiled."""
-        return self._blank(size)
+    def blank(self, *shape: int) -> Data:
+        """Returns what stands for a batch of so many examples in this process when a program is compiled.
+
+        A second number, of steps at once, is for what lies in memory alone.
+        """
+        return self._blank(*shape)
 
 
 def assemble(data: Data, given: Data) -> Data:
@@ -212,8 +215,8 @@ def open_splits(
                 def given(requests):
                     return (strategy.split(_visits(request)) for request in requests)
 
-                def blank(size):
-                    return strategy.split(_visits(_no_request(size)))
+                def blank(*shape):
+                    return strategy.split(_visits(_no_request(*shape)))
 
                 data = strategy.replicate(arrays)
                 splits[name] = Split(delivery.source, data, bad.reasons, given, blank, sizes[name])
@@ -333,12 +336,12 @@ class _Bad:
 
 
 def _visits(request: Request) -> dict[str, np.ndarray]:
-    epochs = np.full(len(request.examples), request.epoch, np.int32)
-    return {"mask": request.mask, "visit": np.stack([epochs, request.examples], axis=1)}
+    epochs = np.full_like(request.examples, request.epoch)
+    return {"mask": request.mask, "visit": np.stack([epochs, request.examples], axis=-1)}
 
 
-def _no_request(size: int) -> Request:
-    return Request(0, np.zeros(size, np.int32), np.zeros(size, np.float32))
+def _no_request(*shape: int) -> Request:
+    return Request(0, np.zeros(shape, np.int32), np.zeros(shape, np.float32))
 
 
 def _copied(strategy: Strategy, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[Data]:

@@ -1,14 +1,14 @@
-"""What was trained, put to use: evaluating a split and classifying pictures."""
+"""What was trained, put to use: evaluating a split, classifying pictures, exporting a program."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.data import crops, pictures
 from flaxcnn.errors import UserError, nearest
+from flaxcnn.inference import Predictor, export
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.compilation import keep_compiled_programs
 from flaxcnn.training.evaluation import Evaluation, evaluation_batch_size, make_evaluator
@@ -16,7 +16,6 @@ from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.feed import memory_for_data, open_delivery, open_splits
 from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.state import TrainState
-from flaxcnn.training.step import average_views
 from flaxcnn.training.workdir import has_checkpoints, open_experiment
 
 
@@ -71,15 +70,28 @@ def evaluate(experiment: Experiment, state: TrainState, split: str | None = None
         return make_evaluator(experiment, strategy)(state, splits["test"])
 
 
-def predict(experiment: Experiment, state: TrainState, images: np.ndarray) -> np.ndarray:
-    """Returns the probabilities (B, classes), float32, of images (B, H, W, C), uint8 in the data set's shape."""
+def make_predictor(experiment: Experiment, state: TrainState, batch_size: int) -> Predictor:
+    """Returns a predictor for images (N, H, W, C), uint8 in the data set's shape, as evaluation sees them."""
+    return Predictor(experiment.model, state.variables, batch_size=batch_size, views=experiment.views)
 
-    @jax.jit
-    def probabilities(state, images):
-        logits = average_views(experiment.model, state.variables, experiment.views(images))
-        return jax.nn.softmax(logits).astype(jnp.float32)
 
-    return np.asarray(probabilities(state, images))
+def export_trained(experiment: Experiment, state: TrainState, path: str | Path) -> None:
+    """Writes a program from images (N, H, W, C), uint8 in the data set's shape, to probabilities (N, classes).
+
+    The names of the classes come into a file beside it. See `flaxcnn.export`.
+
+    Raises:
+      UserError: as there.
+    """
+    export(
+        path,
+        experiment.model,
+        state.variables,
+        experiment.image_shape,
+        views=experiment.views,
+        probabilities=True,
+        class_names=experiment.class_names,
+    )
 
 
 def read_images(experiment: Experiment, paths: Sequence[str | Path]) -> np.ndarray:

@@ -30,10 +30,13 @@ class Interrupt:
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
-    def after(self, step: int) -> signal.Signals | None:
-        """Returns the signal that asks the loop to leave after this step, or None; ask once after each step."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            return signal.SIGTERM
+    def after(self, steps: range) -> signal.Signals | None:
+        """Returns the signal that asks the loop to leave after these steps, or None; ask once for each step."""
+        if jax.process_count() > 1:
+            # All are asked for, because each process must ask as often as the others.
+            reached = [multihost_utils.reached_preemption_sync_point(step) for step in steps]
+            if any(reached):
+                return signal.SIGTERM
         return self._received
 
     def _note(self, number: int, frame: FrameType | None) -> None:

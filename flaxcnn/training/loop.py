@@ -1,6 +1,8 @@
 """The loop: a configuration and a work directory in, a trained network and its numbers out."""
 
+import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -11,29 +13,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import rich.console
 
 from flaxcnn.config import TrainConfig
 from flaxcnn.data.delivery import Delivery
 from flaxcnn.errors import UserError
-from flaxcnn.training import memory
 from flaxcnn.training import workdir as workdir_lib
 from flaxcnn.training.checkpoint import Checkpoints
-from flaxcnn.training.compilation import keep_compiled_programs
+from flaxcnn.training.compilation import jit_in_haste, keep_compiled_programs
 from flaxcnn.training.distributed import agree, is_primary, together
 from flaxcnn.training.evaluation import Evaluation, evaluation_batch_size, make_evaluator
 from flaxcnn.training.experiment import Experiment, check_config, make_experiment
-from flaxcnn.training.feed import Batches, Data, Split, assemble, memory_for_data, open_delivery, open_splits
+from flaxcnn.training.feed import Batches, Split, memory_for_data, open_delivery, open_splits
 from flaxcnn.training.interrupt import Interrupt
 from flaxcnn.training.logging import Recorder, say
 from flaxcnn.training.optimizer import learning_rate, observe
-from flaxcnn.training.parallel import Program, Strategy
+from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.plan import Plan
 from flaxcnn.training.profile import Profile
+from flaxcnn.training.program import describe, make_take_steps, steps_at_once
 from flaxcnn.training.report import print_evaluation, write_results
 from flaxcnn.training.state import Carry, TrainState, zeros_like
-from flaxcnn.training.step import make_train_step
 
 # After so many steps in a row whose gradients are not finite, training has diverged. From its start, the loss scale
 # of float16 reaches 1 after 15.
@@ -72,7 +72,7 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
     console = console or rich.console.Console()
     if not is_primary():
         console = rich.console.Console(quiet=True)
-    workdir = Path(workdir)
+    workdir, start = Path(workdir), time.perf_counter()
     keep_compiled_programs()
     with together():
         check_config(config)
@@ -100,7 +100,8 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
         with together():
             deliveries = {"train": train, "test": test}
             splits = stack.enter_context(open_splits(config, strategy, deliveries, sizes, limit))
-        evaluations = _fit(experiment, plan, splits, _description(train, test), workdir, console)
+        run = _Run(experiment, plan, splits, _description(train, test), workdir, console, start)
+        evaluations = _fit(run)
     say(console, f"results in {workdir}")
     return evaluations["test"]
 
@@ -114,21 +115,32 @@ def _description(train: Delivery, test: Delivery) -> dict[str, Any]:
     }
 
 
-def _fit(
-    experiment: Experiment,
-    plan: Plan,
-    splits: Mapping[str, Split],
-    data: Mapping[str, Any],
-    workdir: Path,
-    console: rich.console.Console,
-) -> Evaluations:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What there is before anything is compiled; `start` is when that began, by `time.perf_counter`."""
+
+    experiment: Experiment
+    plan: Plan
+    splits: Mapping[str, Split]
+    data: Mapping[str, Any]
+    workdir: Path
+    console: rich.console.Console
+    start: float
+
+
+def _fit(run: _Run) -> Evaluations:
     """Compiles, trains, evaluates and writes the results."""
+    experiment, plan, workdir, console = run.experiment, run.plan, run.workdir, run.console
     config, strategy = experiment.config, plan.strategy
-    train, test = splits["train"], splits["test"]
+    train, test = run.splits["train"], run.splits["test"]
     optimizer = experiment.optimizer(plan.per_epoch)
-    carry = strategy.create(lambda: experiment.create_carry(optimizer))
-    with together(), console.status("compiling"):
-        train_batch, execution = make_train_batch(experiment, optimizer, strategy, plan, carry, train)
+    with together(), console.status("compiling"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        shapes, create_carry = strategy.creation(lambda: experiment.create_carry(optimizer))
+        # XLA compiles both at a time.
+        creation = pool.submit(create_carry)
+        at_once = steps_at_once(experiment, plan, train)
+        take_steps, execution = make_take_steps(experiment, optimizer, plan, shapes, train, at_once)
+        carry = creation.result()
     say(console, describe(execution))
     evaluate_state = make_evaluator(experiment, strategy)
 
@@ -136,19 +148,18 @@ def _fit(
         averaged = {} if state.ema is None else {"averaged": evaluate_state(state.averaged(), test)}
         return {"test": evaluate_state(state, test)} | averaged
 
-    with _explained(workdir), workdir_lib.opened(workdir, config, data, execution):
+    with _explained(workdir), workdir_lib.opened(workdir, config, run.data, execution):
         with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
             restored = checkpoints.restore_newest(carry, functools.partial(say, console))
             carry = carry if restored is None else restored
-            requests = plan.requests(int(carry.state.step) + 1)
+            requests = plan.requests(int(carry.state.step) + 1, at_once)
             with contextlib.closing(train.batches(requests)) as batches:
 
-                def take_step(carry: Carry) -> Carry:
-                    return train_batch(carry, train.data, batches.next(busy=carry.state.step))
+                def take_next(carry: Carry, step: int) -> tuple[Carry, int]:
+                    given, count = batches.next(busy=carry.state.step), plan.count_to_next(step, at_once)
+                    return take_steps(carry, train.data, given, count), step + count
 
-                carry, evaluations = _train(
-                    experiment, plan, take_step, batches, evaluate, carry, workdir, checkpoints, console
-                )
+                carry, evaluations = _train(run, take_next, batches, evaluate, carry, checkpoints)
         evaluations = evaluations or evaluate(carry.state)
         if is_primary():
             step = int(carry.state.step)
@@ -161,20 +172,18 @@ def _fit(
 
 
 def _train(
-    experiment: Experiment,
-    plan: Plan,
-    take_step: Callable[[Carry], Carry],
+    run: _Run,
+    take_next: Callable[[Carry, int], tuple[Carry, int]],
     batches: Batches,
     evaluate: Callable[[TrainState], Evaluations],
     carry: Carry,
-    workdir: Path,
     checkpoints: Checkpoints,
-    console: rich.console.Console,
 ) -> tuple[Carry, Evaluations]:
     """Runs from a state to the end; nothing in a step waits for the device.
 
     Returns the last state, and its evaluations, or none if no step was left to take.
     """
+    experiment, plan, workdir, console = run.experiment, run.plan, run.workdir, run.console
     step, evaluations, owed = int(carry.state.step), {}, False
     schedule, strategy = experiment.schedule(plan.per_epoch), plan.strategy
     if step >= plan.total:
@@ -182,6 +191,7 @@ def _train(
     elif step:
         say(console, f"continuing {workdir} after step {step:,} of {plan.total:,}")
 
+    first = step + 1
     sizes = {"total": plan.total, "per_epoch": plan.per_epoch, "batch_size": plan.config.batch_size}
     with (
         Recorder(workdir if is_primary() else None, console, start=step, **sizes) as recorder,
@@ -189,13 +199,16 @@ def _train(
         Profile(workdir, plan.config.logging.profile if is_primary() else ()) as profile,
     ):
         while step < plan.total:
-            step += 1
-            profile.before(step, carry)
-            recorder.tick(step)
-            carry, evaluations = take_step(carry), {}
+            start = step + 1
+            profile.before(start, carry)
+            recorder.tick(start)
+            (carry, step), evaluations = take_next(carry, step), {}
+            if start == first:
+                jax.block_until_ready(carry)
+                say(console, f"first step done {time.perf_counter() - run.start:.1f} s after the start")
             if profile.after(step, carry):
                 say(console, f"profile of steps {plan.config.logging.profile} in {workdir / 'profile'}")
-            signal = interrupt.after(step)
+            signal = interrupt.after(range(start, step + 1))
             owed = owed or plan.saves(step)
             if not (plan.logs(step) or plan.evaluates(step) or owed or signal):
                 continue
@@ -232,87 +245,6 @@ def _train(
                 message = f"stopped and saved after step {step:,} of {plan.total:,}; the same command continues"
                 raise Interrupted(message, 128 + signal)
     return carry, evaluations
-
-
-def make_train_batch(
-    experiment: Experiment,
-    optimizer: optax.GradientTransformation,
-    strategy: Strategy,
-    plan: Plan,
-    carry: Carry,
-    train: Split,
-) -> tuple[Program, dict[str, Any]]:
-    """Compiles the step of the loop: it assembles a batch, takes the step, and adds up the metrics.
-
-    Returns:
-      The program, `(carry, data, given) -> carry` (see `flaxcnn.training.feed.assemble`), which uses its carry up;
-      and how it runs: strategy, devices, micro-batches, memory, seconds it took to compile.
-
-    Raises:
-      UserError: it does not fit into memory.
-    """
-    config, model = experiment.config, experiment.model
-    if config.parallel.batch_norm == "synchronized":
-        model = strategy.synchronized(model)
-
-    def compile_step(micro_batches: int) -> Program:
-        train_step = make_train_step(
-            model,
-            optimizer,
-            experiment.preprocess,
-            mix=experiment.mix,
-            label_smoothing=config.label_smoothing,
-            micro_batches=micro_batches,
-            ema_decay=config.optimizer.ema_decay,
-        )
-
-        def train_batch(carry: Carry, data: Data, given: Data, axis_name: str | None) -> Carry:
-            state, metrics = train_step(carry.state, assemble(data, given), axis_name=axis_name)
-            add = functools.partial(jax.tree.map, jnp.add)
-            return Carry(
-                state,
-                interval=add(carry.interval, metrics),
-                epoch=add(carry.epoch, metrics),
-                skipped_in_a_row=(carry.skipped_in_a_row + metrics["skipped"]) * metrics["skipped"],
-            )
-
-        return strategy.compile(train_batch, arguments, split=(2,), donate=(0,))
-
-    arguments = (carry, train.data, train.blank(config.batch_size // jax.process_count()))
-    start = time.perf_counter()
-    # A save keeps a second carry for a while.
-    limit = memory.agreed(
-        memory.device_bytes(strategy.device) - sum(leaf.nbytes for leaf in jax.tree.leaves(carry))
-    )
-    wanted, pairs = config.parallel.micro_batches, experiment.mix is not None
-    program, micro_batches = memory.find_program(
-        compile_step, wanted=wanted, share=plan.share, limit=limit, multiple=2 if pairs else 1
-    )
-    return program, {
-        "strategy": strategy.name,
-        "devices": strategy.num_devices,
-        "device_kind": strategy.device.device_kind,
-        "processes": jax.process_count(),
-        "images_per_device": plan.share,
-        "micro_batches": micro_batches,
-        "batch_norm": config.parallel.batch_norm,
-        "step_bytes": memory.program_bytes(program),
-        "device_bytes": limit,
-        "compile_seconds": time.perf_counter() - start,
-    }
-
-
-def describe(execution: Mapping[str, Any]) -> str:
-    """Returns a line on how a step runs."""
-    devices, parts = execution["devices"], execution["micro_batches"]
-    each = f", {execution['images_per_device']} images each" if devices > 1 else ""
-    each += f" in {parts} micro-batches" if parts > 1 else ""
-    processes = f" of {execution['processes']} processes" if execution["processes"] > 1 else ""
-    needed, there_is = memory.as_text(execution["step_bytes"]), memory.as_text(execution["device_bytes"])
-    return (
-        f"{execution['strategy']} on {devices} {execution['device_kind']} device{'s'[: devices > 1]}{processes}"
-        f"{each}; compiled in {execution['compile_seconds']:.1f} s; a step takes {needed} of a device's {there_is}"
-    )
 
 
 @contextlib.contextmanager
@@ -356,7 +288,7 @@ def _means(sums: Mapping[str, jax.Array]) -> dict[str, float]:
 _MEANS = {"loss": "loss", "accuracy": "correct"}
 
 
-@jax.jit
+@jit_in_haste
 def _health(carry: Carry) -> tuple[jax.Array, jax.Array]:
     leaves = jax.tree.leaves((carry.state.params, carry.state.ema, carry.epoch["loss"]))
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

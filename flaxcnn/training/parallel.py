@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxcnn.errors import UserError
+from flaxcnn.training.compilation import in_haste
 
 Array = jax.Array
 # The name of the axis of devices, for the collectives of the step.
@@ -89,9 +90,21 @@ class Strategy:
         """The sharding of what lies whole on every device."""
         return NamedSharding(self._mesh, PartitionSpec())
 
-    def create(self, function: Callable[[], Any]) -> Any:
-        """Returns the arrays that a function makes, computed alike on every device."""
-        return jax.jit(function, out_shardings=self.replicated)()
+    def creation(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], Any]]:
+        """Returns arguments to compile with like the arrays that a function makes, and what makes those.
+
+        They are made alike on every device. The arguments are their shapes, except for pmap, which among several
+        processes asks for arrays.
+        """
+        traced = jax.jit(function, out_shardings=self.replicated).trace()
+
+        def create() -> Any:
+            return traced.lower().compile(compiler_options=in_haste())()
+
+        if self.name == "pmap":
+            made = create()
+            return made, lambda: made
+        return jax.tree.map(lambda leaf: leaf.update(sharding=self.replicated), traced.out_info), create
 
     def replicate(self, tree: Any) -> Any:
         """Puts host arrays, the same in every process, on every device."""

@@ -91,13 +91,37 @@ class Plan:
         """Returns whether a checkpoint is due."""
         return self._due(step, self.config.checkpoint.every)
 
-    def requests(self, first: int) -> Iterator[Request]:
-        """Yields what this process wants for each step from the first on, to the end of the run."""
+    def count_to_next(self, step: int, most: int) -> int:
+        """Returns how many steps, `most` at the most, may follow a step before the host has something to do."""
+        profile = self.config.logging.profile
+        pauses = {profile[0] - 1, profile[1]} if profile else ()
+        for count in range(1, most):
+            after = step + count
+            if self.logs(after) or self.evaluates(after) or self.saves(after) or after in pauses:
+                return count
+        return most
+
+    def requests(self, first: int, at_once: int = 1) -> Iterator[Request]:
+        """Yields what this process wants for each step from the first on, to the end of the run.
+
+        Args:
+          first: step, counted from 1.
+          at_once: how many steps a request is for, at the most. With more than one, its arrays have a second axis
+            of steps, of which those that `count_to_next` counts are to be taken, all of one epoch.
+        """
         sizes = {"batch_size": self.config.batch_size, "num_examples": self.num_examples}
-        for step in range(first, self.total + 1):
-            epoch, step_of_epoch = divmod(step - 1, self.per_epoch)
-            examples = training_batch(self.config.seed, epoch, step_of_epoch, **sizes, **self.strategy.process)
-            yield Request(epoch, examples, np.ones(len(examples), np.float32))
+        step = first - 1
+        while step < self.total:
+            count = self.count_to_next(step, at_once)
+            epoch, start = divmod(step, self.per_epoch)
+            batches = [
+                training_batch(self.config.seed, epoch, number, **sizes, **self.strategy.process)
+                for number in range(start, start + count)
+            ]
+            batches += batches[-1:] * (at_once - count)  # a program takes arrays of one shape
+            examples = np.stack(batches, axis=1) if at_once > 1 else batches[0]
+            yield Request(epoch, examples, np.ones(examples.shape, np.float32))
+            step += count
 
     def _due(self, step: int, every: str) -> bool:
         return step % max(to_steps(every, self.per_epoch), 1) == 0 or step == self.total

@@ -1,8 +1,7 @@
 """One step of training and one of evaluation, each written once, for one device's share of a batch."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxcnn.inference.prediction import Views, average_views
 from flaxcnn.training.shares import apply_to_share, merge_statistics
 from flaxcnn.training.state import TrainState
 
@@ -18,7 +18,6 @@ Array = jax.Array
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 Preprocess = Callable[..., Array]
-Views = Callable[[Array], Sequence[Array]]
 Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]
 
 # Above this many classes the confusion matrix is left out of the metrics: it would weigh more than the network.
@@ -162,25 +161,6 @@ def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
         return _sum_over(axis_name, metrics)
 
     return eval_step
-
-
-def average_views(model: nn.Module, variables: Any, views: Sequence[Array]) -> Array:
-    """Returns the logits (B, K) of one view of each image, or the logarithm of the mean softmax over several.
-
-    Views (B, H, W, C) of one size go through the network as one batch.
-    """
-    sizes: dict[tuple[int, ...], list[Array]] = {}
-    for view in views:
-        sizes.setdefault(view.shape, []).append(view)
-    logits = []
-    for alike in sizes.values():
-        together = model.apply(variables, jnp.concatenate(alike), train=False)
-        logits += jnp.split(together, len(alike))
-    if len(logits) == 1:
-        return logits[0]
-    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(each) for each in logits]), axis=0) - math.log(
-        len(logits)
-    )
 
 
 def cross_entropy(logits: Array, targets: Array, label_smoothing: float = 0.0) -> Array:

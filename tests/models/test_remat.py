@@ -17,7 +17,7 @@ from tests.variables import random_images, random_variables
 
 # Compiling takes most of the time, and less of it without optimisation.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-BATCH = 6  # no other axis of what a network below keeps starts with this size
+BATCH = 11  # no other axis of what a network below keeps starts with this size
 REMAT = jax.make_jaxpr(jax.checkpoint(jnp.sin))(1.0).eqns[0].primitive
 
 RESNET = {"block": "preactivation_bottleneck", "depths": (2,), "widths": (4,), "dropout_rate": 0.3}

@@ -78,6 +78,29 @@ def test_gradient_is_the_quotient_of_differences(x64):
     np.testing.assert_allclose(jax.jit(jax.grad(total))(x), differences, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 1e-12)])
+@pytest.mark.parametrize("n", [1, 4, 5])
+def test_values_and_gradients_are_those_of_the_formula(n, dtype, tolerance, x64):
+    """The formula as JAX differentiates it, in double precision, with XLA's own windows."""
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.normal(0, 3, (2, 2, 3, 3, 11)).astype(dtype)
+
+    def formula(x):
+        sums = jax.lax.reduce_window(
+            x**2, 0.0, jax.lax.add, (1, 1, 1, n), (1, 1, 1, 1), [(0, 0)] * 3 + [(n // 2, (n - 1) // 2)]
+        )
+        return x / (2 + 0.3 * sums) ** 0.75
+
+    found, transpose = jax.vjp(jax.jit(functools.partial(local_response_norm, size=n, alpha=0.3)), x)
+    expected, exact_transpose = jax.vjp(formula, x.astype(np.float64))
+    for one, other in [
+        (found, expected),
+        (transpose(cotangent)[0], exact_transpose(cotangent.astype(np.float64))[0]),
+    ]:
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
 def test_gradient_is_finite_where_all_is_zero():
     assert np.isfinite(jax.jit(jax.grad(lambda x: local_response_norm(x).sum()))(jnp.zeros((1, 1, 1, 8)))).all()
 

@@ -1,9 +1,11 @@
 """Pooling: values as torch computes them, gradients against plain loops, and what is refused."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,44 @@ def test_recording_holds_every_case_at_every_size():
 
 def gradient(pool, x, cotangent):
     return jax.jit(lambda x, cotangent: jax.vjp(pool, x)[1](cotangent)[0])(x, cotangent)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 2, 3, 5, 8), id="few"),
+        pytest.param(range(1, 21), id="all", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_gradients_of_maxima_are_linens_bit_for_bit(window, stride, sizes):
+    """Of few values, minus infinity among them, so that windows hold equals and are empty but for padding."""
+    rng = np.random.default_rng(0)
+    cases, inputs = [], []
+    for padding, size, ceil_mode in itertools.product(range(window // 2 + 1), sizes, (False, True)):
+        shape = (2, size, size + 3, 2)
+        pool = functools.partial(max_pool, window=window, stride=stride, padding=padding, ceil_mode=ceil_mode)
+        if (out := attempt(lambda x, pool=pool: jax.eval_shape(pool, x), np.zeros(shape, np.float32))) is None:
+            continue
+        ends = [
+            (padding, max((count - 1) * stride + window - length - padding, 0))
+            for count, length in zip(out.shape[1:3], shape[1:3], strict=True)
+        ]
+        stock = functools.partial(nn.max_pool, window_shape=(window,) * 2, strides=(stride,) * 2, padding=ends)
+        cases.append((pool, stock))
+        inputs.append((rng.choice(np.float32([-np.inf, -1, 0, 2]), shape), rng.normal(size=out.shape).astype("f")))
+
+    def run(inputs):
+        return [
+            [(pool(x), jax.vjp(pool, x)[1](cotangent)[0]) for pool in pools]
+            for pools, (x, cotangent) in zip(cases, inputs, strict=True)
+        ]
+
+    assert cases
+    for found, expected in jax.jit(run).lower(inputs).compile(QUICK)(inputs):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(one).view(np.int32), np.asarray(other).view(np.int32))
 
 
 @pytest.mark.parametrize(("height", "width", "padding", "out"), [(6, 8, 0, (3, 4)), (8, 7, 1, (5, 4))])

@@ -16,7 +16,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from flaxcnn import UserError
-from flaxcnn.training import loop, plan
+from flaxcnn.training import loop, plan, program
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.inference import evaluate, load_trained
 from flaxcnn.training.logging import read_metrics
@@ -76,8 +76,8 @@ def test_the_step_compiles_once_also_after_a_restart(
 
         return step
 
-    make = loop.make_train_step
-    monkeypatch.setattr(loop, "make_train_step", counted)
+    make = program.make_train_step
+    monkeypatch.setattr(program, "make_train_step", counted)
     config.logging.every, config.evaluation.every, config.checkpoint.every = "5 steps", "7 steps", "9 steps"
     for duration in ("1.5 epochs", "3 epochs"):
         config.duration = duration
@@ -119,11 +119,11 @@ class Host:
         return self
 
 
-def reads_of_a_run(config, tmp_path, monkeypatch, steps, train_batch):
+def reads_of_a_run(config, tmp_path, monkeypatch, steps, take_steps):
     """Runs the loop with a step that returns at once, and returns how often it asked for a value."""
     config.batch_size, config.duration = 16, f"{steps} steps"
     config.logging.every = config.evaluation.every = config.checkpoint.every = "1000 steps"
-    monkeypatch.setattr(loop, "make_train_batch", lambda *_: (train_batch, {}))
+    monkeypatch.setattr(loop, "make_take_steps", lambda *_: (take_steps, {}))
     monkeypatch.setattr(loop, "make_evaluator", lambda *_: lambda state, data: Fake())
     monkeypatch.setattr(loop, "Checkpoints", Fake)
     monkeypatch.setattr(loop, "_health", lambda carry: (float(carry.epoch["loss"]) == 0, 0))
@@ -158,13 +158,13 @@ class Fake:
         return None
 
 
-def returns_at_once(carry, data, indices):
+def returns_at_once(carry, data, given, count):
     return jax.tree.map(lambda _: Host(), carry)
 
 
 def waits(look):
-    def step(carry, data, indices):
-        carry = returns_at_once(carry, data, indices)
+    def step(carry, data, given, count):
+        carry = returns_at_once(carry, data, given, count)
         look(carry)
         return carry
 
@@ -423,8 +423,8 @@ def test_float16_trains_with_a_loss_scale(config, tmp_path, console):
 @pytest.mark.slow
 def test_memory_that_does_not_suffice_is_said_before_anything_is_written(config, tmp_path, console, monkeypatch):
     needed = iter([8000, 5000, 3000])  # of 1, 2 and 4 micro-batches
-    monkeypatch.setattr(loop.memory, "program_bytes", lambda program: next(needed) << 20)
-    monkeypatch.setattr(loop.memory, "device_bytes", lambda device: 4000 << 20)
+    monkeypatch.setattr(program.memory, "program_bytes", lambda program: next(needed) << 20)
+    monkeypatch.setattr(program.memory, "device_bytes", lambda device: 4000 << 20)
     with pytest.raises(
         UserError, match=r"takes 7\.8 GiB .*has 3\.9 GiB; --config\.parallel\.micro_batches=4 takes 2\.9"
     ):

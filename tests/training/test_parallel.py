@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,15 +158,11 @@ def test_a_grouped_network_sends_sums_of_gradients_and_statistics_alone(strategy
 def test_partitioning_by_shardings_would_gather_the_batch():
     """What `Strategy` leaves out, and why; it shows, too, that a gathering would be seen."""
     mesh = jax.make_mesh((8,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-    model, size = network("resnext29_8x64d", dtype=jnp.float32, param_dtype=jnp.float32)
-    state = jax.device_put(
-        random_state(model, optax.sgd(0.1), (size, size, 3)), NamedSharding(mesh, PartitionSpec())
-    )
-    (batch,) = batches(size, 1, batch=64)
-    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
-    step = make_train_step(model, optax.sgd(0.1), lambda x, **_: x / 255)
-    text = jax.jit(step).lower(state, batch).compile().as_text()
-    assert "all-gather" in collectives(text) or "all-to-all" in collectives(text)
+    grouped = nn.Conv(16, (3, 3), feature_group_count=8)
+    images = jax.device_put(np.ones((64, 8, 8, 16), np.float32), NamedSharding(mesh, PartitionSpec(AXIS)))
+    variables = jax.device_put(grouped.init(jax.random.key(0), images[:1]), NamedSharding(mesh, PartitionSpec()))
+    text = jax.jit(grouped.apply).lower(variables, images).compile().as_text()
+    assert "all-gather" in collectives(text)
 
 
 @pytest.mark.parametrize("strategy", ["jit", "shard_map"])

@@ -1,0 +1,1 @@
+"""What `benchmarks.networks` compares, each in a process of its own."""

@@ -1,0 +1,55 @@
+"""What the systems on JAX have in common: a jitted function, called again and again."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.systems.serve import Task
+
+WEIGHT_DECAY, MOMENTUM, LEARNING_RATE = 1e-4, 0.9, 1e-3  # of every system
+
+
+def random_batch(task: Task, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images (B, H, W, C), uint8 or normal floats, and labels (B,) int32."""
+    rng = np.random.default_rng(0)
+    shape = (task.batch, *task.image_shape)
+    images = rng.integers(0, 256, shape, np.uint8) if dtype == "uint8" else rng.standard_normal(shape, np.float32)
+    return images, rng.integers(0, task.num_classes, task.batch, np.int32)
+
+
+def count(tree: Any) -> int:
+    """Returns the number of elements in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+class JaxSystem:
+    """Calls `step(carry, *inputs)`, whose first result in training is the next carry; it uses its carry up."""
+
+    def __init__(self, task: Task, step, carry: Any, inputs: tuple, *, parameters: int, packages: tuple[str, ...]):
+        self.task, self.step, self.carry, self.inputs = task, step, carry, inputs
+        self.parameters, self.packages = parameters, packages
+        jax.block_until_ready((carry, inputs))
+
+    def run(self, steps: int) -> None:
+        """Runs steps one after another and waits for the last; the first call compiles."""
+        for _ in range(steps):
+            result = self.step(self.carry, *self.inputs)
+            if self.task.mode == "training":
+                self.carry, result = result
+        jax.block_until_ready((self.carry, result))
+
+    def device_peak_bytes(self) -> int | None:
+        """Returns the most memory of the accelerator in use so far, or None on a CPU."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    def compiled(self) -> jax.stages.Compiled:
+        """Returns the program of a step."""
+        return self.step.lower(self.carry, *self.inputs).compile()
+
+    def bytes_accessed(self) -> float | None:
+        """Returns the bytes that a step reads and writes by XLA's count, or None."""
+        return (self.compiled().cost_analysis() or {}).get("bytes accessed")
+
+    def check(self) -> None:
+        """Has nothing to compare with."""

@@ -1,0 +1,217 @@
+"""Convolution of NHWC maps by the ways that XLA:CPU is quick at.
+
+Left out on purpose, because they were slower: all windows copied out (im2col) for kernels of 3x3 and more, and
+Winograd's transformation.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxcnn.ops.geometry import Geometry, Paddings, stock, transposed
+
+Array = jax.Array
+
+# Grouped convolutions are computed for so many input channels at a time, as dense ones whose kernel is zero between
+# groups: narrower ones leave the matrix units idle, wider ones multiply more zeros.
+SUPER_GROUP = 32
+# A window of fewer values across is not worth copying place by place, and a row of up to so many is taken whole.
+NARROW, ROW = 32, 256
+
+
+def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Returns (B, H', W', features)."""
+    if geometry.groups > 1:
+        parts, dense = _super_groups(kernel.shape, geometry.groups), geometry._replace(groups=1)
+        outputs = [stock(_channels(x, part.inputs), part.dense(kernel), dense) for part in parts]
+        return _placed([(part, 0) for part in outputs], outputs[0].shape[:3])
+    if not geometry.is_pointwise(kernel):
+        return stock(x, kernel, geometry)
+    return _product(x[:, :: geometry.strides[0], :: geometry.strides[1]], kernel[0, 0])
+
+
+def input_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> Array:
+    """Returns what the gradient (B, H', W', features) of the output is by the input."""
+    if geometry.groups > 1:
+        dense = geometry._replace(groups=1)
+        parts = [
+            input_gradient(
+                x[..., slice(*part.inputs)], part.dense(kernel), _channels(gradient, part.outputs), dense
+            )
+            for part in _super_groups(kernel.shape, geometry.groups)
+        ]
+        return _placed([(part, 0) for part in parts], x.shape[:3])
+    if _is_narrow(x, kernel, geometry):
+        (top, bottom), (left, right) = geometry.paddings
+        framed = _framed(x, ((0, 0), (left, right)))
+        rows = Geometry((geometry.strides[0], 1), ((top, bottom), (0, 0)))
+        band = jnp.einsum("hkcf,wok->hwcof", kernel, _seen(framed, kernel, gradient, geometry, x.dtype))
+        band = band.reshape(kernel.shape[0], 1, framed.shape[2] * x.shape[3], -1)
+        result = transposed(lambda x: stock(x, band, rows), _rows(framed), _rows(gradient))
+        return result.reshape(framed.shape)[:, :, left : left + x.shape[2]]
+    if not geometry.is_pointwise(kernel):
+        return transposed(lambda x: stock(x, kernel, geometry), x, gradient)
+    product = _product(gradient, kernel[0, 0].T)
+    config = [(0, 0, 0)] * 4
+    for axis, stride in enumerate(geometry.strides, 1):
+        config[axis] = (0, x.shape[axis] - (product.shape[axis] - 1) * stride - 1, stride - 1)
+    return jax.lax.pad(product, jnp.zeros((), product.dtype), config)
+
+
+def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> Array:
+    """Returns what the gradient (B, H', W', features) of the output is by the kernel."""
+    if geometry.groups > 1:
+        parts, dense = _super_groups(kernel.shape, geometry.groups), geometry._replace(groups=1)
+        products = [
+            kernel_gradient(_channels(x, part.inputs), part.dense(kernel), _channels(gradient, part.outputs), dense)
+            for part in parts
+        ]
+        return jnp.concatenate(
+            [part.diagonal(product) for part, product in zip(parts, products, strict=True)], axis=-1
+        )
+    if _left_to_eigen() and not geometry.is_pointwise(kernel) and not _is_narrow(x, kernel, geometry):
+        return transposed(lambda kernel: stock(x, kernel, geometry), kernel, gradient)
+    height, width, channels, features = kernel.shape
+    x, strides = _framed(x, geometry.paddings), geometry.strides
+    if strides == (1, 1) and channels > 2 * features and height * width > 1:
+        # What a window sees of the gradient is less to copy: with the roles changed the gradient comes out turned.
+        frame = ((height - 1,) * 2, (width - 1,) * 2)
+        return _correlation(_framed(gradient, frame), x, (height, width), strides)[::-1, ::-1].swapaxes(2, 3)
+    if _is_narrow(x, kernel, geometry):
+        across = _correlation(_rows(x), _rows(gradient), (height, 1), strides)
+        across = across.reshape(height, x.shape[2], channels, gradient.shape[2], features)
+        return jnp.einsum("hwcof,wok->hkcf", across, _seen(x, kernel, gradient, geometry, x.dtype))
+    return _correlation(x, gradient, (height, width), strides)
+
+
+def _left_to_eigen() -> bool:
+    """Returns whether this process has Eigen compute convolutions (see `flaxcnn.launch`), and not YNNPACK.
+
+    Eigen is quick at kernel gradients as JAX writes them; YNNPACK takes three times as long.
+    """
+    chosen = re.findall(r"--xla_cpu_experimental_ynn_fusion_type=(\S*)", os.environ.get("XLA_FLAGS", ""))
+    return bool(chosen) and "INDIVIDUAL_CONVOLUTION" not in chosen[-1]
+
+
+def _is_narrow(x: Array, kernel: Array, geometry: Geometry) -> bool:
+    """Returns whether whole rows of pixels do better as channels than pixels by themselves.
+
+    The products then hold more than is asked for, but nothing is done value by value.
+    """
+    width, channels = kernel.shape[1:3]
+    return geometry.groups == 1 and 1 < width < NARROW / channels and x.shape[2] * channels <= ROW
+
+
+def _rows(x: Array) -> Array:
+    """Returns maps (B, H, 1, W C)."""
+    return x.reshape(*x.shape[:2], 1, -1)
+
+
+def _seen(x: Array, kernel: Array, gradient: Array, geometry: Geometry, dtype) -> Array:
+    """Returns as 0 and 1 which column of the input each output sees at each place of its window, (W, W', width)."""
+    start = geometry.strides[1] * np.arange(gradient.shape[2])[:, None]
+    column = np.arange(x.shape[2])[:, None, None]
+    return jnp.asarray(column == start + np.arange(kernel.shape[1]), dtype)
+
+
+def _correlation(x: Array, gradient: Array, window: tuple[int, int], strides: tuple[int, int]) -> Array:
+    """Returns for each place of the window the sum over all positions of input times gradient, (*window, C, F).
+
+    They are products of two matrices whose rows are positions. The columns of the window lie side by side in that
+    of the input, the rows in that of either, whichever is less to copy.
+    """
+    batch, size, _, channels = x.shape
+    rows, columns, features = gradient.shape[1:]
+    (height, width), (down, right) = window, strides
+    span = (columns - 1) * right + 1
+    across = _placed([(x[:, :, place : place + span : right], 0) for place in range(width)], (batch, size, columns))
+    steps = -(-height // down)
+    if height * width * channels + features <= width * channels + steps * features:
+        span = (rows - 1) * down + 1
+        seen = [(across[:, place : place + span : down], 0) for place in range(height)]
+        return _summed_product(_placed(seen, (batch, rows, columns)), gradient).reshape(*window, channels, features)
+    # Rows of the input that leave the same remainder by the stride meet the gradient so many rows further on.
+    shape = batch, rows + steps - 1, columns
+    gradients = _placed([(gradient, step) for step in range(steps)], shape)
+    products = []
+    for phase in range(min(down, height)):
+        product = _summed_product(_placed([(across[:, phase::down][:, : shape[1]], 0)], shape), gradients)
+        products.append(product.reshape(width, channels, steps, features).transpose(2, 0, 1, 3))
+    return jnp.stack([products[row % down][row // down] for row in range(height)])
+
+
+def _summed_product(left: Array, right: Array) -> Array:
+    """Maps (..., C) and (..., F) to (C, F)."""
+    left, right = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
+    return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())))
+
+
+def _framed(x: Array, paddings: Paddings) -> Array:
+    """Pads maps by zeros; in memory, because within a loop that reads it padding is a branch for each value."""
+    if not any(map(any, paddings)):
+        return x
+    config = ((0, 0, 0), *((*both, 0) for both in paddings), (0, 0, 0))
+    return jax.lax.optimization_barrier(jax.lax.pad(x, jnp.zeros((), x.dtype), config))
+
+
+def _placed(maps: Sequence[tuple[Array, int]], shape: tuple[int, int, int]) -> Array:
+    """Puts maps, each from a row on, side by side along the channels of maps of zeros (*shape, C).
+
+    XLA:CPU's own concatenation and padding go value by value.
+    """
+    if len(maps) == 1 and maps[0][0].shape[:3] == shape:
+        return maps[0][0]
+    # By the barrier the zeros are memory, and not a condition for each value of the first part.
+    channels = sum(part.shape[-1] for part, _ in maps)
+    result = jax.lax.optimization_barrier(jnp.zeros((*shape, channels), maps[0][0].dtype))
+    channel = 0
+    for part, row in maps:
+        result = jax.lax.dynamic_update_slice(result, part, (0, row, 0, channel))
+        channel += part.shape[-1]
+    return result
+
+
+def _product(x: Array, matrix: Array) -> Array:
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+class _SuperGroup:
+    """Neighbouring groups, computed as one."""
+
+    def __init__(self, first: int, last: int, kernel_shape: tuple[int, ...], groups: int):
+        self._count, self._window = last - first, kernel_shape[:2]
+        self._channels, self._features = kernel_shape[2], kernel_shape[3] // groups
+        self.inputs = first * self._channels, last * self._channels
+        self.outputs = first * self._features, last * self._features
+
+    def dense(self, kernel: Array) -> Array:
+        """Returns its part of a grouped kernel as a dense one, zero where an input is not of the output's group."""
+        part = _channels(kernel, self.outputs)
+        part = part.reshape(*self._window, 1, self._channels, self._count, self._features)
+        same = jnp.eye(self._count, dtype=bool)[:, None, :, None]
+        return jnp.where(same, part, 0).reshape(*self._window, self._count * self._channels, -1)
+
+    def diagonal(self, dense: Array) -> Array:
+        """Returns of a dense kernel what lies within groups, as a part of a grouped one."""
+        blocks = dense.reshape(*self._window, self._count, self._channels, self._count, self._features)
+        within = jnp.stack([blocks[:, :, group, :, group] for group in range(self._count)], axis=3)
+        return within.reshape(*self._window, self._channels, self._count * self._features)
+
+
+def _super_groups(kernel_shape: tuple[int, ...], groups: int) -> list[_SuperGroup]:
+    each = max(1, SUPER_GROUP // kernel_shape[2])
+    count = math.ceil(groups / each)
+    return [
+        _SuperGroup(number * each, min(number * each + each, groups), kernel_shape, groups)
+        for number in range(count)
+    ]
+
+
+def _channels(x: Array, limits: tuple[int, int]) -> Array:
+    """Returns some of the channels, in memory of their own, where a convolution reads them at speed."""
+    return jax.lax.optimization_barrier(x[..., limits[0] : limits[1]])
