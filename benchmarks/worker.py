@@ -42,8 +42,8 @@ class Worker:
             "OMP_NUM_THREADS": str(task.threads),
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
-        if (task.system, task.mode) == ("ours", "training"):
-            environment |= launch.settings()  # as train.py does
+        if task.system == "ours":
+            environment |= launch.settings()  # as train.py and `python -m flaxcnn` have
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed on exit
         try:
             self._process = subprocess.Popen(
