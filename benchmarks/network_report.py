@@ -7,11 +7,18 @@ from benchmarks.records import Records, Row, table
 LABELS = {
     "ours": "flaxcnn",
     "stock": "stock Flax",
+    "stock_prepared": "stock Flax, prepared",
     "keras": "Keras on JAX",
     "torch": "torch",
     "torch_compile": "torch.compile",
 }
-COLORS = {"stock": "#9ecae1", "keras": "#d62728", "torch": "#fdae6b", "torch_compile": "#e6550d"}
+COLORS = {
+    "stock": "#9ecae1",
+    "stock_prepared": "#3182bd",
+    "keras": "#d62728",
+    "torch": "#fdae6b",
+    "torch_compile": "#e6550d",
+}
 COLUMNS = (
     "network",
     "system",
@@ -34,7 +41,7 @@ earlier process left in the cache of compiled programs.
 
 def line(row: Row) -> str:
     """Returns what is printed of a row as soon as it is measured."""
-    text = f"  {LABELS[row['system']]:<14}"
+    text = f"  {LABELS[row['system']]:<21}"
     if reason := row.get("absent") or row.get("failed"):
         return text + reason
     low, median, high = row["images_per_second"]

@@ -1,6 +1,7 @@
 """Times each operation of flaxcnn against its stock twin, over the shapes that the networks give it.
 
     python -m benchmarks.operations --batch 32 --minutes 20
+    python -m benchmarks.operations --process bare
 
 docs/performance.md says what is measured, and how. Results are merged into the files of --output; what was measured
 at this commit already is left out, so that the same command goes on where --minutes ended it.
@@ -24,11 +25,14 @@ from benchmarks import machine, stock
 from benchmarks.networks import NETWORKS
 from benchmarks.records import Records, Row, default_output, hardware, table
 from benchmarks.turns import quartiles, speed_ratios, steps_for, take_turns
+from flaxcnn import launch
 from flaxcnn.errors import UserError, first_line
 
 Array = jax.Array
-KEYS = ("call", "part", "dtype")
+KEYS = ("call", "part", "dtype", "process")
 PARTS = ("forward", "with gradient")
+# How JAX computes on a CPU: as train.py sets its process up, or as it comes. One command measures one of the two.
+PROCESSES = ("prepared", "bare")
 TURNS = 9
 MARKED_BELOW = 0.95
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}  # of the largest value; the order of sums is free
@@ -143,14 +147,15 @@ def _with_gradient(function: Callable, cotangent: Array, *arrays: Array) -> tupl
 
 
 def markdown(rows: list[Row]) -> str:
-    """Returns a table for each dtype and part, the slowest calls first; rows below 0.95 are bold."""
+    """Returns a table for each dtype, process and part, the slowest calls first; rows below 0.95 are bold."""
     text = (
         "`ratio` is how many times as fast ours was as the stock operation, in the same turns; in brackets the\n"
         f"quartiles over the turns. **Bold** is below {MARKED_BELOW}.\n"
     )
     sections: dict[str, list[Row]] = {}
     for row in rows:
-        sections.setdefault(f"{row['part'].capitalize()}, {row['dtype']}", []).append(row)
+        title = f"{row['part'].capitalize()}, {row['dtype']}, {row['process']} process"
+        sections.setdefault(title, []).append(row)
     for title, members in sections.items():
         lines = []
         for row in sorted(members, key=lambda row: -row.get("stock_milliseconds", 0)):
@@ -166,29 +171,32 @@ def markdown(rows: list[Row]) -> str:
     return text
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures what the command line asks for, and writes the files after each call."""
-    platform, device = machine.device()
-    known = NETWORKS["cpu" if platform == "cpu" else "gpu"]
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--networks", nargs="+", default=list(known), metavar="NAME")
+    add("--networks", nargs="+", metavar="NAME", help="by default those of benchmarks.networks")
     add("--batch", type=int, default=32, help="images (32)")
     add("--seconds", type=float, default=2.0, help="about so long is each call measured (2)")
     add("--minutes", type=float, default=20.0, help="after so long no further call is begun (20)")
     add("--dtype", choices=TOLERANCES, default="float32")
+    add("--process", choices=PROCESSES, default="prepared", help="set up as train.py is (prepared), or bare")
     add("--output", type=Path, help="of the files, without ending (benchmarks/results/operations-DEVICE)")
-    flags = parser.parse_args(argv)
+    return parser.parse_args()
+
+
+def main(flags: argparse.Namespace) -> None:
+    """Measures what the command line asks for, and writes the files after each call."""
+    platform, device = machine.device()
     output = flags.output or default_output("operations", device, platform)
     records = Records(output.with_suffix(".json"), KEYS, hardware(device, platform))
     calls: dict[str, Call] = {}
     networks: dict[str, list[str]] = {}
-    for network in flags.networks:
+    for network in flags.networks or NETWORKS["cpu" if platform == "cpu" else "gpu"]:
         for text, call in collect(network, flags.batch, flags.dtype).items():
             calls.setdefault(text, call)
             networks.setdefault(text, []).append(network)
     rows = [
-        {"call": text, "part": part, "dtype": flags.dtype, "networks": networks[text]}
+        {"call": text, "part": part, "dtype": flags.dtype, "process": flags.process, "networks": networks[text]}
         for text in calls
         for part in PARTS
     ]
@@ -211,7 +219,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    flags = _parse()
+    if flags.process == "prepared":
+        launch.prepare_process()
     try:
-        main()
+        main(flags)
     except UserError as error:
         sys.exit(f"error: {first_line(error, 1000)}")

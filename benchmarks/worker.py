@@ -42,7 +42,7 @@ class Worker:
             "OMP_NUM_THREADS": str(task.threads),
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
-        if task.system == "ours":
+        if task.system in ("ours", "stock_prepared"):
             environment |= launch.settings()  # as train.py and `python -m flaxcnn` have
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed on exit
         try:

@@ -130,10 +130,10 @@ class FlaxSystem(JaxSystem):
 
 
 def prepare(task: Task) -> System:
-    """Prepares "ours" or "stock"."""
+    """Prepares "ours", "stock" or "stock_prepared", whose process differs."""
     if task.system == "ours" and task.mode == "training":
         return OursTraining(task)
-    return FlaxSystem(task, "stock" if task.system == "stock" else "ours")
+    return FlaxSystem(task, "ours" if task.system == "ours" else "stock")
 
 
 if __name__ == "__main__":

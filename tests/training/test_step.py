@@ -293,6 +293,26 @@ def test_a_gradient_that_is_not_a_number_changes_nothing_in_float32():
     assert int(metrics["skipped"]) == 1 and int(metrics["count"]) == 0 and float(metrics["loss"]) == 0
 
 
+def test_the_compiled_step_grows_with_the_number_of_parameters_and_not_with_its_square():
+    class Deep(nn.Module):
+        layers: int
+
+        @nn.compact
+        def __call__(self, images, *, train):
+            x = images.reshape(images.shape[0], -1)
+            for _ in range(self.layers):
+                x = nn.Dense(7)(x)
+            return x
+
+    def lines(layers):
+        model, optimizer = Deep(layers), optax.sgd(0.5, momentum=0.9)
+        step = jax.jit(make_train_step(model, optimizer, as_float))
+        return step.lower(state_of(model, optimizer), batch_of(8)).compile().as_text().count("\n")
+
+    few, more, most = map(lines, (5, 15, 25))
+    assert most - more < 1.3 * (more - few)
+
+
 @pytest.mark.parametrize(("momentum", "micro_batches", "devices"), [(0.9, 1, 4), (0.3, 2, 1), (0.3, 2, 4)])
 def test_running_statistics_are_those_of_the_whole_batch(x64, momentum, micro_batches, devices):
     """In closed form: mean and (biased) variance of all pixels, averaged over the steps by the momentum."""
