@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxcnn.ops import cpu_convolution
-from flaxcnn.ops.geometry import Geometry, stock, transposed
+from flaxcnn.ops.geometry import Geometry, stock, transposed, unstrided
 
 Array = jax.Array
 
@@ -109,28 +109,6 @@ def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
     A 7x7 convolution at stride 2 of 3 channels becomes one of 4x4 at stride 1 of 12 channels.
     """
-    channels, features = kernel.shape[2:]
-    if channels > 4 or geometry.groups > 1 or min(geometry.strides) == 1 or geometry.is_pointwise(kernel):
+    if kernel.shape[2] > 4 or geometry.groups > 1 or min(geometry.strides) == 1 or geometry.is_pointwise(kernel):
         return stock(x, kernel, geometry)
-    paddings = []
-    for axis, stride in enumerate(geometry.strides):
-        (low, high), size, window = geometry.paddings[axis], x.shape[1 + axis], kernel.shape[axis]
-        # Zeros before the kernel, so that the padding too is of whole blocks, and after kernel and pixels.
-        before = -low % stride
-        after = -(before + window) % stride
-        kernel = _padded(kernel, axis, (before, after))
-        blocks = (before + window + after) // stride
-        windows = (low + size + high - window) // stride + 1
-        x = _padded(x, 1 + axis, (0, -size % stride))
-        first = (low + before) // stride
-        paddings.append((first, windows - 1 + blocks - first - x.shape[1 + axis] // stride))
-    down, right = geometry.strides
-    x = x.reshape(x.shape[0], x.shape[1] // down, down, x.shape[2] // right, right, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:2], x.shape[3], down * right * channels)
-    kernel = kernel.reshape(kernel.shape[0] // down, down, kernel.shape[1] // right, right, channels, features)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape[0], kernel.shape[2], -1, features)
-    return stock(x, kernel, Geometry((1, 1), tuple(paddings), precision=geometry.precision))
-
-
-def _padded(x: Array, axis: int, both: tuple[int, int]) -> Array:
-    return jnp.pad(x, [both if each == axis else (0, 0) for each in range(x.ndim)])
+    return unstrided(x, kernel, geometry)

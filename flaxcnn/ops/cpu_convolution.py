@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.ops.geometry import Geometry, Paddings, stock, transposed
+from flaxcnn.ops.geometry import Geometry, Paddings, stock, transposed, unstrided
 
 Array = jax.Array
 
@@ -55,7 +55,10 @@ def input_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry)
         result = transposed(lambda x: stock(x, band, rows), _rows(framed), _rows(gradient))
         return result.reshape(framed.shape)[:, :, left : left + x.shape[2]]
     if not geometry.is_pointwise(kernel):
-        return transposed(lambda x: stock(x, kernel, geometry), x, gradient)
+        # Between the values of a strided gradient XLA's own sees zeros, and takes its time over each of them; that
+        # costs more than the zeros of the kernel here, unless there are many channels.
+        convolve = unstrided if min(geometry.strides) > 1 and kernel.shape[2] <= SUPER_GROUP else stock
+        return transposed(lambda x: convolve(x, kernel, geometry), x, gradient)
     product = _product(gradient, kernel[0, 0].T)
     config = [(0, 0, 0)] * 4
     for axis, stride in enumerate(geometry.strides, 1):

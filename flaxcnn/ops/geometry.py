@@ -1,9 +1,10 @@
-"""Where the windows of a convolution lie, and JAX's own convolution over them."""
+"""Where the windows of a convolution lie, and JAX's own convolution over them, as it is and without its stride."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 # Pixels before and after, of the rows and of the columns.
@@ -46,3 +47,30 @@ def stock(x: Array, kernel: Array, geometry: Geometry) -> Array:
 def transposed(linear: Callable[[Array], Array], argument: Array, gradient: Array) -> Array:
     """Returns the gradient by the argument of a linear function."""
     return jax.vjp(linear, argument)[1](gradient)[0]
+
+
+def unstrided(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolves to the same result at stride 1: the pixels under a stride become channels of one. Has no groups."""
+    channels, features = kernel.shape[2:]
+    paddings = []
+    for axis, stride in enumerate(geometry.strides):
+        (low, high), size, window = geometry.paddings[axis], x.shape[1 + axis], kernel.shape[axis]
+        # Zeros before the kernel, so that the padding too is of whole blocks, and after kernel and pixels.
+        before = -low % stride
+        after = -(before + window) % stride
+        kernel = _padded(kernel, axis, (before, after))
+        blocks = (before + window + after) // stride
+        windows = (low + size + high - window) // stride + 1
+        x = _padded(x, 1 + axis, (0, -size % stride))
+        first = (low + before) // stride
+        paddings.append((first, windows - 1 + blocks - first - x.shape[1 + axis] // stride))
+    down, right = geometry.strides
+    x = x.reshape(x.shape[0], x.shape[1] // down, down, x.shape[2] // right, right, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(*x.shape[:2], x.shape[3], down * right * channels)
+    kernel = kernel.reshape(kernel.shape[0] // down, down, kernel.shape[1] // right, right, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape[0], kernel.shape[2], -1, features)
+    return stock(x, kernel, Geometry((1, 1), tuple(paddings), precision=geometry.precision))
+
+
+def _padded(x: Array, axis: int, both: tuple[int, int]) -> Array:
+    return jnp.pad(x, [both if each == axis else (0, 0) for each in range(x.ndim)])
