@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from flaxcnn import launch
+
 # Network, options, image size, channels, batch size.
 CASES = (
     ("lenet5", {}, 28, 1, 64),
@@ -55,7 +57,8 @@ def worker(case: int, devices: int) -> None:
     def create():
         return create_state(plain, optimizer, seed=0, input_shape=(size, size, channels))
 
-    state = strategy.create(create)
+    _, creation = strategy.creation(create)
+    state = creation()
     random = np.random.default_rng(0)
     batch = strategy.split(
         {
@@ -96,6 +99,7 @@ def measure(case: int, devices: int, pairs: int) -> tuple[list[float], list[floa
         found = ([], [])
         for pair in range(pairs):
             for which in (0, 1) if pair % 2 else (1, 0):  # whoever begins, begins as often second
+                turn(workers[which], 1)  # brings back into caches what the other one has driven out
                 found[which].append(turn(workers[which], steps))
         for process in workers:
             process.stdin.close()
@@ -151,4 +155,5 @@ def _hardware() -> dict[str, str | int]:
 
 
 if __name__ == "__main__":
+    launch.prepare_process()  # as train.py does
     main()

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxcnn
+from flaxcnn import launch
 
 SIZE = 224
 
@@ -106,4 +107,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    launch.prepare_process()  # as `python -m flaxcnn` does
     main()
