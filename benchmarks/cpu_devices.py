@@ -1,24 +1,25 @@
 """How much quicker a training step is with one XLA device a core of the CPU than with one for all of them.
 
-    python benchmarks/cpu_devices.py --output benchmarks/results/cpu_devices.json
+    python -m benchmarks.cpu_devices --output benchmarks/results/cpu_devices.json
 
 One process has one device, the other as many as it may use cores. Both hold the same compiled step, of synthetic
 images, and run it by turns, some steps a turn, so that what else the machine does meets both alike. BatchNorm
-normalises over the whole batch in both. A figure is the median, over pairs of turns, of how many times as quick the
-second was; the ends of the 2nd and of the 9th tenth show how far the pairs spread.
+normalises over the whole batch in both. A figure is the median, over the turns, of how many times as quick the
+second was, between its quartiles.
 """
 
 import argparse
 import contextlib
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import machine
+from benchmarks.turns import Run, speed_ratios, steps_for, take_turns
 from flaxcnn import launch
 
 # Network, options, image size, channels, batch size.
@@ -77,40 +78,28 @@ def worker(case: int, devices: int) -> None:
         print(time.perf_counter() - start, flush=True)
 
 
-def measure(case: int, devices: int, pairs: int) -> tuple[list[float], list[float]]:
-    """Returns the seconds of a step in each turn, with one device and with several."""
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for count in (1, devices):
-            command = [sys.executable, __file__, "--worker", str(case), str(count)]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            workers.append(stack.enter_context(subprocess.Popen(command, text=True, **pipes)))
+@contextlib.contextmanager
+def running(case: int, devices: int) -> Iterator[Run]:
+    """A worker, as a function from a number of steps to the seconds that they took."""
+    command = [sys.executable, "-m", "benchmarks.cpu_devices", "--worker", str(case), str(devices)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=machine.ROOT, text=True, **pipes) as process:
+        process.stdout.readline()  # it is ready
 
-        def turn(process: subprocess.Popen, steps: int) -> float:
+        def run(steps: int) -> float:
             process.stdin.write(f"{steps}\n")
             process.stdin.flush()
-            return float(process.stdout.readline()) / steps
+            return float(process.stdout.readline())
 
-        for process in workers:
-            process.stdout.readline()
-        for process in workers:
-            turn(process, 2)
-        steps = max(1, round(SECONDS / turn(workers[0], 2)))
-        found = ([], [])
-        for pair in range(pairs):
-            for which in (0, 1) if pair % 2 else (1, 0):  # whoever begins, begins as often second
-                turn(workers[which], 1)  # brings back into caches what the other one has driven out
-                found[which].append(turn(workers[which], steps))
-        for process in workers:
-            process.stdin.close()
-    return found
+        yield run
+        process.stdin.close()
 
 
 def main() -> None:
     """Measures every case, prints a table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--devices", type=int, default=machine.cores())
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -121,37 +110,29 @@ def main() -> None:
     results = []
     for case in arguments.cases:
         name, options, size, _, batch_size = CASES[case]
-        one, several = measure(case, arguments.devices, arguments.pairs)
-        ratios = [a / b for a, b in zip(one, several, strict=True)]
-        tenths = statistics.quantiles(ratios, n=10, method="inclusive")
+        with running(case, 1) as one, running(case, arguments.devices) as several:
+            runs = {"one": one, "several": several}
+            steps = {key: steps_for(run, SECONDS) for key, run in runs.items()}
+            found = take_turns(runs, steps, arguments.turns)
         result = {
             "network": name,
             "options": options,
             "image_size": size,
             "batch_size": batch_size,
-            "ms_one_device": 1e3 * statistics.median(one),
-            "ms_device_a_core": 1e3 * statistics.median(several),
-            "times_as_quick": statistics.median(ratios),
-            "tenths": [tenths[1], tenths[-1]],
+            "ms_one_device": 1e3 * statistics.median(found["one"]),
+            "ms_device_a_core": 1e3 * statistics.median(found["several"]),
+            "times_as_quick": speed_ratios(found["several"], found["one"]),
         }
         results.append(result)
+        low, median, high = result["times_as_quick"]
         print(
             f"{name:<16}{size:>4}px  batch {batch_size:>4} {result['ms_one_device']:>8.1f} ms"
-            f"{result['ms_device_a_core']:>8.1f} ms  {result['times_as_quick']:.2f}"
-            f"  ({tenths[1]:.2f} to {tenths[-1]:.2f})  {options or ''}",
+            f"{result['ms_device_a_core']:>8.1f} ms  {median:.2f}  ({low:.2f} to {high:.2f})  {options or ''}",
             flush=True,
         )
     if arguments.output:
-        report = {"hardware": _hardware(), "devices": arguments.devices, "pairs": arguments.pairs, "steps": results}
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def _hardware() -> dict[str, str | int]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return {"cpu": line.split(":", 1)[1].strip(), "cores": os.cpu_count() or 1}
-    return {"cpu": platform.processor(), "cores": os.cpu_count() or 1}
+        report = {"hardware": machine.hardware(), "devices": arguments.devices, "turns": arguments.turns}
+        arguments.output.write_text(json.dumps({**report, "steps": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

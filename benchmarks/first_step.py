@@ -1,7 +1,7 @@
 """How long `python train.py` takes to the end of its first training step: at the first start, and at the second.
 
-    python benchmarks/first_step.py --output benchmarks/results/first_step.json
-    python benchmarks/first_step.py --run= --run=--config=configs/fashion_mnist/resnet.py
+    python -m benchmarks.first_step --output benchmarks/results/first_step.json
+    python -m benchmarks.first_step --run= --run=--config=configs/fashion_mnist/resnet.py
 
 Each repeat begins with an empty folder of compiled programs, starts a run in a new work directory, ends it after
 its first step, and does the same once more in another one with the programs that are there now. What is timed is
@@ -12,11 +12,9 @@ comes before: it prepares the data set, and has the files read that all others r
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
-import platform
 import resource
 import shlex
 import statistics
@@ -26,7 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import machine
+
 PARTS = {
     " training and ": "imports, opening the data",
     "; compiled in ": "decoding, initialising, compiling",
@@ -42,7 +41,7 @@ def time_start(flags: str, cache: Path, workdir: Path) -> dict[str, float]:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     used, start = _processor_seconds(), time.perf_counter()
     parts, before = {}, start
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=machine.ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             now = time.perf_counter()
             for mark, part in PARTS.items():
@@ -90,16 +89,8 @@ def main() -> None:
                 share = statistics.median(second[part] / first[part] for first, second in pairs)
                 print(f"  second start, of the first: {share:.0%} of {part}", flush=True)
     if arguments.output:
-        report = {"hardware": _hardware(), "seconds": found}
+        report = {"hardware": machine.hardware(), "seconds": found}
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def _hardware() -> dict[str, str | int]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return {"cpu": line.split(":", 1)[1].strip(), "cores": os.cpu_count() or 1}
-    return {"cpu": platform.processor(), "cores": os.cpu_count() or 1}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures how fast pictures reach the network, beside torch's DataLoader, in one run.
 
     pip install -e '.[benchmark]'
-    python benchmarks/input_pipeline.py --output benchmarks/results/input_pipeline.json
+    python -m benchmarks.input_pipeline --output benchmarks/results/input_pipeline.json
 
 Pictures: 2,000 JPEGs of 500x375, pieces of photographs that scikit-image brings along, at quality 90; training
 crops of 224 (8 to 100 % of the area, aspect 3/4 to 4/3), half of them mirrored in torch; ours are on the device.
@@ -21,8 +21,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -33,6 +31,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks import machine
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 HEIGHT, WIDTH, SIZE, BATCH, EPOCHS = 375, 500, 224, 256, 2
@@ -215,7 +215,7 @@ def main() -> None:
     """Measures everything, prints a table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=machine.cores())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and Pillow")
     parser.add_argument("--output", type=Path)
@@ -240,9 +240,10 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for kind in kinds:
                 python = arguments.torch_python if "DataLoader" in kind else sys.executable
-                command = [python, __file__, "--workers", str(workers), "--measure", kind, folder]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                rates[kind].append(float(output.split()[-1]))
+                command = [python, "-m", "benchmarks.input_pipeline", "--workers", str(workers)]
+                command += ["--measure", kind, folder]
+                done = subprocess.run(command, cwd=machine.ROOT, check=True, stdout=subprocess.PIPE, text=True)
+                rates[kind].append(float(done.stdout.split()[-1]))
     rates |= {f"loop, {kind} batches": found for kind, found in measure_loop(50, 30).items()}
 
     def ratio(kind: str, other: str) -> float:
@@ -261,16 +262,8 @@ def main() -> None:
         print(f"{name:<32} {value:.3f}")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        result = {"hardware": _hardware(), "workers": workers, "images_per_second": rates, "ratios": ratios}
+        result = {"hardware": machine.hardware(), "workers": workers, "images_per_second": rates, "ratios": ratios}
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _hardware() -> dict[str, str | int]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return {"cpu": line.split(":", 1)[1].strip(), "cores": os.cpu_count() or 1}
-    return {"cpu": platform.processor(), "cores": os.cpu_count() or 1}
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ def cpu_name() -> str:
     return next(iter(names), platform.processor() or platform.machine())
 
 
+def hardware(device: str = "", platform: str = "cpu") -> dict[str, str | int]:
+    """Returns what names the machine in a file of results; see `device` for the arguments."""
+    gpu = {} if platform == "cpu" else {"device": device}
+    return {**gpu, "cpu": cpu_name(), "cores": cores()}
+
+
 def revision() -> str:
     """Returns the last commit of package and benchmarks, with "-dirty" if they differ from it, or "unknown"."""
     sources = ["--", "flaxcnn", "benchmarks", ":!benchmarks/results"]

@@ -22,7 +22,7 @@ import jax
 
 import flaxcnn
 from benchmarks import machine, network_report
-from benchmarks.records import Records, Row, default_output, hardware
+from benchmarks.records import Records, Row, default_output
 from benchmarks.systems.serve import Task
 from benchmarks.turns import quartiles, speed_ratios, steps_for, take_turns
 from benchmarks.worker import Failure, Worker
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     rates = json.loads(subprocess.run(command, cwd=machine.ROOT, check=True, stdout=subprocess.PIPE).stdout)
     output = flags.output or default_output("networks", rates["device"], rates["platform"])
     networks = _networks(flags.networks, "cpu" if rates["platform"] == "cpu" else "gpu")
-    records = Records(output.with_suffix(".json"), KEYS, hardware(rates["device"], rates["platform"]))
+    records = Records(output.with_suffix(".json"), KEYS, machine.hardware(rates["device"], rates["platform"]))
     pythons = {name: getattr(flags, option) if option else sys.executable for name, (_, option) in SYSTEMS.items()}
     revision = machine.revision()
     for network, batch in networks.items():

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import flaxcnn
 from benchmarks import machine, stock
 from benchmarks.networks import NETWORKS
-from benchmarks.records import Records, Row, default_output, hardware, table
+from benchmarks.records import Records, Row, default_output, table
 from benchmarks.turns import quartiles, speed_ratios, steps_for, take_turns
 from flaxcnn import launch
 from flaxcnn.errors import UserError, first_line
@@ -188,7 +188,7 @@ def main(flags: argparse.Namespace) -> None:
     """Measures what the command line asks for, and writes the files after each call."""
     platform, device = machine.device()
     output = flags.output or default_output("operations", device, platform)
-    records = Records(output.with_suffix(".json"), KEYS, hardware(device, platform))
+    records = Records(output.with_suffix(".json"), KEYS, machine.hardware(device, platform))
     calls: dict[str, Call] = {}
     networks: dict[str, list[str]] = {}
     for network in flags.networks or NETWORKS["cpu" if platform == "cpu" else "gpu"]:

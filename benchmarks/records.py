@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from flaxcnn.atomic import write_whole
 from flaxcnn.errors import UserError
 
 Row = dict[str, Any]
@@ -56,9 +57,7 @@ class Records:
                 self.rows[place] = row
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(json.dumps(row) for row in self.rows)
-        temporary = self._path.with_suffix(".partial")  # a run that is killed leaves the old file
-        temporary.write_text(f'{{"hardware": {json.dumps(self._hardware)},\n"rows": [\n{lines}\n]}}\n')
-        temporary.replace(self._path)
+        write_whole(self._path, f'{{"hardware": {json.dumps(self._hardware)},\n"rows": [\n{lines}\n]}}\n')
 
     def write_csv(self) -> None:
         """Writes the rows as CSV beside the JSON; lists are joined by spaces."""
@@ -77,12 +76,6 @@ class Records:
 
     def _key(self, row: Row) -> tuple:
         return tuple(row[name] for name in self._keys)
-
-
-def hardware(device: str, platform: str) -> dict[str, Any]:
-    """Returns what names the machine in a file of records."""
-    gpu = {} if platform == "cpu" else {"device": device}
-    return {**gpu, "cpu": machine.cpu_name(), "cores": machine.cores()}
 
 
 def default_output(name: str, device: str, platform: str) -> Path:

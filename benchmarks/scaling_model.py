@@ -1,6 +1,6 @@
 """Works out on paper how data parallelism scales, and prints it as Markdown; nothing here is measured.
 
-    python benchmarks/scaling_model.py --network-bandwidth 1.5625
+    python -m benchmarks.scaling_model --network-bandwidth 1.5625
 
 There are P parameters and n nodes of g GPUs. B is a bandwidth in bytes/s a GPU and direction, a the seconds of a
 hop: Bi and ai within a node (NVLink), Bx and ax between nodes; a0 starts an all-reduce. Then:

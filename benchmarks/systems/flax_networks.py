@@ -5,7 +5,6 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import flaxcnn
 from benchmarks import stock
@@ -16,6 +15,7 @@ from benchmarks.systems.jax_system import (
     JaxSystem,
     count,
     random_batch,
+    textbook_step,
 )
 from benchmarks.systems.serve import System, Task, serve
 from flaxcnn.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -65,7 +65,7 @@ class OursTraining(JaxSystem):
 
 
 class FlaxSystem(JaxSystem):
-    """A network with a textbook step: one jitted function, state donated, SGD of optax; or `model.apply`, jitted.
+    """A network with a textbook's step, or `model.apply`, jitted.
 
     With `operations` "stock" the network's operations are those of Flax and JAX, and its logits must be ours.
     """
@@ -86,31 +86,19 @@ class FlaxSystem(JaxSystem):
             step = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
             super().__init__(task, step, variables, (images,), parameters=parameters, packages=PACKAGES)
             return
-        optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
 
-        def train_step(state, images, labels):
-            def loss(params):
-                logits, updated = model.apply(
-                    {**state["variables"], "params": params},
-                    images,
-                    train=True,
-                    mutable=["batch_stats"],
-                    rngs={"dropout": jax.random.fold_in(jax.random.key(1), state["step"])},
-                )
-                return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
+        def forward(params, others, images):
+            logits, updated = model.apply(
+                {**others["variables"], "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(jax.random.key(1), others["step"])},
+            )
+            return logits, {"step": others["step"] + 1, "variables": updated}
 
-            params = state["variables"]["params"]
-            (value, updated), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-            updates, momentum = optimizer.update(gradients, state["momentum"], params)
-            variables = {"params": optax.apply_updates(params, updates), **updated}
-            return {"step": state["step"] + 1, "variables": variables, "momentum": momentum}, value
-
-        state = {
-            "step": jnp.zeros((), jnp.int32),
-            "variables": variables,
-            "momentum": optimizer.init(variables["params"]),
-        }
-        step = jax.jit(train_step, donate_argnums=0)
+        params = variables.pop("params")
+        step, state = textbook_step(forward, params, {"step": jnp.zeros((), jnp.int32), "variables": variables})
         super().__init__(task, step, state, (images, labels), parameters=parameters, packages=PACKAGES)
 
     def check(self) -> None:

@@ -1,9 +1,12 @@
-"""What the systems on JAX have in common: a jitted function, called again and again."""
+"""What the systems on JAX have in common: a jitted function, called again and again, and a textbook's step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.systems.serve import Task
 
@@ -21,6 +24,31 @@ def random_batch(task: Task, dtype: str) -> tuple[np.ndarray, np.ndarray]:
 def count(tree: Any) -> int:
     """Returns the number of elements in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def textbook_step(forward: Callable, params: Any, others: Any) -> tuple[Callable, Any]:
+    """Returns a training step and its first state: one jitted function, state donated, SGD of optax.
+
+    Args:
+      forward: `forward(params, others, images)`, to logits and the next `others`.
+      params: what is trained.
+      others: what changes from step to step by itself.
+    """
+    optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
+
+    def step(state, images, labels):
+        params, others, momentum = state
+
+        def loss(params):
+            logits, updated = forward(params, others, images)
+            logits = logits.astype(jnp.float32)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
+
+        (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, momentum = optimizer.update(gradients, momentum, params)
+        return (optax.apply_updates(params, updates), others, momentum), value
+
+    return jax.jit(step, donate_argnums=0), (params, others, optimizer.init(params))
 
 
 class JaxSystem:

@@ -1,4 +1,4 @@
-"""The networks of keras.applications, on JAX, as a system: a jitted step by `stateless_call` and optax."""
+"""The networks of keras.applications, on JAX, as a system, by `stateless_call`."""
 
 import os
 
@@ -7,16 +7,8 @@ os.environ["KERAS_BACKEND"] = "jax"
 import jax
 import jax.numpy as jnp
 import keras
-import optax
 
-from benchmarks.systems.jax_system import (
-    LEARNING_RATE,
-    MOMENTUM,
-    WEIGHT_DECAY,
-    JaxSystem,
-    count,
-    random_batch,
-)
+from benchmarks.systems.jax_system import JaxSystem, count, random_batch, textbook_step
 from benchmarks.systems.serve import Absent, System, Task, serve
 
 NETWORKS = {
@@ -47,23 +39,13 @@ def prepare(task: Task) -> System:
     if task.mode == "inference":
         step = jax.jit(lambda carry, images: model.stateless_call(*carry, images, training=False)[0])
         return JaxSystem(task, step, (trainable, others), (images,), **common)
-    optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
 
-    def train_step(state, images, labels):
-        trainable, others, momentum = state
-
-        def loss(trainable):
-            logits, updated = model.stateless_call(trainable, others, images, training=True)
-            logits = logits.astype(jnp.float32)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
-
-        (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-        updates, momentum = optimizer.update(gradients, momentum, trainable)
-        return (optax.apply_updates(trainable, updates), others, momentum), value
+    def forward(trainable, others, images):
+        return model.stateless_call(trainable, others, images, training=True)
 
     # Copies, because the step uses its state up, and the model still holds these.
-    state = jax.tree.map(jnp.copy, (trainable, others, optimizer.init(trainable)))
-    return JaxSystem(task, jax.jit(train_step, donate_argnums=0), state, (images, labels), **common)
+    step, state = textbook_step(forward, *jax.tree.map(jnp.copy, (trainable, others)))
+    return JaxSystem(task, step, state, (images, labels), **common)
 
 
 if __name__ == "__main__":

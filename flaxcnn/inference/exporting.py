@@ -1,7 +1,6 @@
 """A network as one file, which runs with JAX alone: no Flax, and nothing of this package."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcnn.atomic import write_whole
 from flaxcnn.errors import UserError
 from flaxcnn.inference.folding import Variables, fold_batch_norm
 from flaxcnn.inference.prediction import Views, average_views, misfits_refused, whole_images
@@ -72,15 +72,5 @@ def export(
         exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(images)
     if class_names:
         about = {"image_shape": list(image_shape), "dtype": dtype.name, "class_names": list(class_names)}
-        _write(beside, json.dumps(about, indent=2, ensure_ascii=False).encode() + b"\n")
-    _write(path, exported.serialize())
-
-
-def _write(path: Path, content: bytes | bytearray) -> None:
-    """Writes a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_whole(beside, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, exported.serialize())

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.ops.geometry import Geometry, Paddings, stock, transposed, unstrided
+from flaxcnn.ops.geometry import Geometry, framed, stock, transposed, unstrided
 
 Array = jax.Array
 
@@ -48,12 +48,12 @@ def input_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry)
         return _placed([(part, 0) for part in parts], x.shape[:3])
     if _is_narrow(x, kernel, geometry):
         (top, bottom), (left, right) = geometry.paddings
-        framed = _framed(x, ((0, 0), (left, right)))
+        wide = framed(x, ((0, 0), (left, right)))
         rows = Geometry((geometry.strides[0], 1), ((top, bottom), (0, 0)))
-        band = jnp.einsum("hkcf,wok->hwcof", kernel, _seen(framed, kernel, gradient, geometry, x.dtype))
-        band = band.reshape(kernel.shape[0], 1, framed.shape[2] * x.shape[3], -1)
-        result = transposed(lambda x: stock(x, band, rows), _rows(framed), _rows(gradient))
-        return result.reshape(framed.shape)[:, :, left : left + x.shape[2]]
+        band = jnp.einsum("hkcf,wok->hwcof", kernel, _seen(wide, kernel, gradient, geometry, x.dtype))
+        band = band.reshape(kernel.shape[0], 1, wide.shape[2] * x.shape[3], -1)
+        result = transposed(lambda x: stock(x, band, rows), _rows(wide), _rows(gradient))
+        return result.reshape(wide.shape)[:, :, left : left + x.shape[2]]
     if not geometry.is_pointwise(kernel):
         # Between the values of a strided gradient XLA's own sees zeros, and takes its time over each of them; that
         # costs more than the zeros of the kernel here, unless there are many channels.
@@ -80,11 +80,11 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
     if _left_to_eigen() and not geometry.is_pointwise(kernel) and not _is_narrow(x, kernel, geometry):
         return transposed(lambda kernel: stock(x, kernel, geometry), kernel, gradient)
     height, width, channels, features = kernel.shape
-    x, strides = _framed(x, geometry.paddings), geometry.strides
+    x, strides = framed(x, geometry.paddings), geometry.strides
     if strides == (1, 1) and channels > 2 * features and height * width > 1:
         # What a window sees of the gradient is less to copy: with the roles changed the gradient comes out turned.
         frame = ((height - 1,) * 2, (width - 1,) * 2)
-        return _correlation(_framed(gradient, frame), x, (height, width), strides)[::-1, ::-1].swapaxes(2, 3)
+        return _correlation(framed(gradient, frame), x, (height, width), strides)[::-1, ::-1].swapaxes(2, 3)
     if _is_narrow(x, kernel, geometry):
         across = _correlation(_rows(x), _rows(gradient), (height, 1), strides)
         across = across.reshape(height, x.shape[2], channels, gradient.shape[2], features)
@@ -152,14 +152,6 @@ def _summed_product(left: Array, right: Array) -> Array:
     """Maps (..., C) and (..., F) to (C, F)."""
     left, right = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
     return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())))
-
-
-def _framed(x: Array, paddings: Paddings) -> Array:
-    """Pads maps by zeros; in memory, because within a loop that reads it padding is a branch for each value."""
-    if not any(map(any, paddings)):
-        return x
-    config = ((0, 0, 0), *((*both, 0) for both in paddings), (0, 0, 0))
-    return jax.lax.optimization_barrier(jax.lax.pad(x, jnp.zeros((), x.dtype), config))
 
 
 def _placed(maps: Sequence[tuple[Array, int]], shape: tuple[int, int, int]) -> Array:

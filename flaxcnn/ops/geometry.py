@@ -1,4 +1,4 @@
-"""Where the windows of a convolution lie, and JAX's own convolution over them, as it is and without its stride."""
+"""Where windows lie: frames around maps, and JAX's own convolution, as it is and without its stride."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -70,6 +70,14 @@ def unstrided(x: Array, kernel: Array, geometry: Geometry) -> Array:
     kernel = kernel.reshape(kernel.shape[0] // down, down, kernel.shape[1] // right, right, channels, features)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape[0], kernel.shape[2], -1, features)
     return stock(x, kernel, Geometry((1, 1), tuple(paddings), precision=geometry.precision))
+
+
+def framed(x: Array, paddings: Paddings, value: float = 0) -> Array:
+    """Pads maps; in memory, because within a loop that reads it padding is a branch for each value."""
+    if not any(map(any, paddings)):
+        return x
+    config = ((0, 0, 0), *((*both, 0) for both in paddings), (0, 0, 0))
+    return jax.lax.optimization_barrier(jax.lax.pad(x, jnp.asarray(value, x.dtype), config))
 
 
 def _padded(x: Array, axis: int, both: tuple[int, int]) -> Array:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.errors import UserError
+from flaxcnn.ops.geometry import Paddings, framed
 
 Array = jax.Array
-# Pixels before and after, of the rows and of the columns.
-Paddings = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _geometry(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> tuple[int, int]:
@@ -82,7 +81,7 @@ def _maximum_backward(
     reach = (window - 1) // stride
     lattice = [-(-(size + sum(both)) // stride) for size, both in zip((height, width), paddings, strict=True)]
     frame = tuple((reach, size - windows) for size, windows in zip(lattice, (rows, columns), strict=True))
-    first, gradient = _framed(first, frame, outside), _framed(gradient, frame, 0)
+    first, gradient = framed(first, frame, outside), framed(gradient, frame, 0)
 
     def lattice_gradient(row: int, column: int) -> Array:
         total = jnp.zeros((batch, *lattice, channels), gradient.dtype)
@@ -109,7 +108,7 @@ _maximum.defvjp(_maximum_forward, _maximum_backward)
 
 def _places(x: Array, window: int, stride: int, paddings: Paddings) -> list[Array]:
     """Returns what lies under each place of the windows, row by row: arrays (B, H', W', C) for H' x W' windows."""
-    x = _framed(x, paddings, -jnp.inf)
+    x = framed(x, paddings, -jnp.inf)
     batch, height, width, channels = x.shape
     last = [(size - window) // stride * stride for size in (height, width)]
     return [
@@ -118,14 +117,6 @@ def _places(x: Array, window: int, stride: int, paddings: Paddings) -> list[Arra
         )
         for y, x_ in itertools.product(range(window), repeat=2)
     ]
-
-
-def _framed(x: Array, paddings: Paddings, value: float) -> Array:
-    """Pads maps; in memory, because within a loop that reads it padding is a branch for each value."""
-    if not any(map(any, paddings)):
-        return x
-    config = ((0, 0, 0), *((*both, 0) for both in paddings), (0, 0, 0))
-    return jax.lax.optimization_barrier(jax.lax.pad(x, jnp.asarray(value, x.dtype), config))
 
 
 def max_pool(x: Array, window: int, stride: int, *, padding: int = 0, ceil_mode: bool = False) -> Array:

@@ -13,6 +13,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from flaxcnn.atomic import write_whole
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -27,9 +29,7 @@ class MetricsLog:
     def __init__(self, workdir: Path, *, start_step: int):
         self._path = workdir / METRICS_FILE
         kept = [record for record in read_metrics(workdir) if record["step"] <= start_step and start_step]
-        temporary = self._path.with_name(METRICS_FILE + ".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(self._path)
+        write_whole(self._path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self._path.open("a")
         # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it forever.
         self._events = EventsWriter(str(workdir / "events"))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxcnn import config as config_lib
+from flaxcnn.atomic import write_whole
 from flaxcnn.config import TrainConfig
 from flaxcnn.data.sources import FOLDER
 from flaxcnn.errors import UserError
@@ -61,9 +62,7 @@ _NOT_IDENTITY = (
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_run(workdir: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from benchmarks.records import Records, hardware
+from benchmarks.machine import hardware
+from benchmarks.records import Records
 from flaxcnn.errors import UserError
 
 MACHINE = {"cpu": "Some CPU", "cores": 2}
