@@ -20,8 +20,12 @@ Array = jax.Array
 # Grouped convolutions are computed for so many input channels at a time, as dense ones whose kernel is zero between
 # groups: narrower ones leave the matrix units idle, wider ones multiply more zeros.
 SUPER_GROUP = 32
-# A window of fewer values across is not worth copying place by place, and a row of up to so many is taken whole.
-NARROW, ROW = 32, 256
+# Of windows with up to so many values across, and of up to so many products for each that is asked for, times the
+# output channels, whole rows of pixels are taken as channels; forward only with up to so many products a pixel.
+ACROSS, PRODUCTS, PRODUCTS_A_PIXEL = 32, 200, 18
+# A matrix that a product reads by columns is read slowly if its rows are multiples of so many numbers long: what a
+# column touches then shares a few places of the cache.
+CROWDED = 512
 
 
 def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -30,6 +34,8 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
         parts, dense = _super_groups(kernel.shape, geometry.groups), geometry._replace(groups=1)
         outputs = [stock(_channels(x, part.inputs), part.dense(kernel), dense) for part in parts]
         return _placed([(part, 0) for part in outputs], outputs[0].shape[:3])
+    if _is_narrow(x, kernel, geometry) and kernel.shape[2] * kernel.shape[3] <= PRODUCTS_A_PIXEL:
+        return _by_rows(x, kernel, geometry)
     if not geometry.is_pointwise(kernel):
         return stock(x, kernel, geometry)
     return _product(x[:, :: geometry.strides[0], :: geometry.strides[1]], kernel[0, 0])
@@ -47,19 +53,14 @@ def input_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry)
         ]
         return _placed([(part, 0) for part in parts], x.shape[:3])
     if _is_narrow(x, kernel, geometry):
-        (top, bottom), (left, right) = geometry.paddings
-        wide = framed(x, ((0, 0), (left, right)))
-        rows = Geometry((geometry.strides[0], 1), ((top, bottom), (0, 0)))
-        band = jnp.einsum("hkcf,wok->hwcof", kernel, _seen(wide, kernel, gradient, geometry, x.dtype))
-        band = band.reshape(kernel.shape[0], 1, wide.shape[2] * x.shape[3], -1)
-        result = transposed(lambda x: stock(x, band, rows), _rows(wide), _rows(gradient))
-        return result.reshape(wide.shape)[:, :, left : left + x.shape[2]]
+        return _by_rows_transposed(x, kernel, gradient, geometry)
     if not geometry.is_pointwise(kernel):
         # Between the values of a strided gradient XLA's own sees zeros, and takes its time over each of them; that
         # costs more than the zeros of the kernel here, unless there are many channels.
         convolve = unstrided if min(geometry.strides) > 1 and kernel.shape[2] <= SUPER_GROUP else stock
         return transposed(lambda x: convolve(x, kernel, geometry), x, gradient)
-    product = _product(gradient, kernel[0, 0].T)
+    # Transposed in memory, because within the product it would be read by columns.
+    product = _product(gradient, jax.lax.optimization_barrier(kernel[0, 0].T))
     config = [(0, 0, 0)] * 4
     for axis, stride in enumerate(geometry.strides, 1):
         config[axis] = (0, x.shape[axis] - (product.shape[axis] - 1) * stride - 1, stride - 1)
@@ -77,7 +78,7 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
         return jnp.concatenate(
             [part.diagonal(product) for part, product in zip(parts, products, strict=True)], axis=-1
         )
-    if _left_to_eigen() and not geometry.is_pointwise(kernel) and not _is_narrow(x, kernel, geometry):
+    if not geometry.is_pointwise(kernel) and (_left_to_eigen() or _is_narrow(x, kernel, geometry)):
         return transposed(lambda kernel: stock(x, kernel, geometry), kernel, gradient)
     height, width, channels, features = kernel.shape
     x, strides = framed(x, geometry.paddings), geometry.strides
@@ -85,10 +86,6 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
         # What a window sees of the gradient is less to copy: with the roles changed the gradient comes out turned.
         frame = ((height - 1,) * 2, (width - 1,) * 2)
         return _correlation(framed(gradient, frame), x, (height, width), strides)[::-1, ::-1].swapaxes(2, 3)
-    if _is_narrow(x, kernel, geometry):
-        across = _correlation(_rows(x), _rows(gradient), (height, 1), strides)
-        across = across.reshape(height, x.shape[2], channels, gradient.shape[2], features)
-        return jnp.einsum("hwcof,wok->hkcf", across, _seen(x, kernel, gradient, geometry, x.dtype))
     return _correlation(x, gradient, (height, width), strides)
 
 
@@ -104,22 +101,54 @@ def _left_to_eigen() -> bool:
 def _is_narrow(x: Array, kernel: Array, geometry: Geometry) -> bool:
     """Returns whether whole rows of pixels do better as channels than pixels by themselves.
 
-    The products then hold more than is asked for, but nothing is done value by value.
+    One product of matrices then holds more than is asked for, but nothing is done value by value.
     """
-    width, channels = kernel.shape[1:3]
-    return geometry.groups == 1 and 1 < width < NARROW / channels and x.shape[2] * channels <= ROW
+    width, channels, features = kernel.shape[1:]
+    is_small = width * channels <= ACROSS and x.shape[2] * features <= PRODUCTS * width
+    return geometry.groups == 1 and width > 1 and is_small
 
 
-def _rows(x: Array) -> Array:
-    """Returns maps (B, H, 1, W C)."""
-    return x.reshape(*x.shape[:2], 1, -1)
+def _by_rows(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Returns (B, H', W', features): as many rows as the kernel is high, side by side, times `_row_matrix`."""
+    vertical, (left, right) = geometry.paddings
+    batch, size, width, channels = x.shape
+    rows = framed(x.reshape(batch, size, width * channels, 1), (vertical, (left * channels, right * channels)))
+    rows = rows.reshape(*rows.shape[:2], 1, -1)
+    height, down = kernel.shape[0], geometry.strides[0]
+    count = (rows.shape[1] - height) // down + 1
+    span = (count - 1) * down + 1
+    seen = _placed([(rows[:, row : row + span : down], 0) for row in range(height)], (batch, count, 1))
+    return _product(seen, _row_matrix(width, kernel, geometry)).reshape(batch, count, -1, kernel.shape[3])
 
 
-def _seen(x: Array, kernel: Array, gradient: Array, geometry: Geometry, dtype) -> Array:
-    """Returns as 0 and 1 which column of the input each output sees at each place of its window, (W, W', width)."""
-    start = geometry.strides[1] * np.arange(gradient.shape[2])[:, None]
-    column = np.arange(x.shape[2])[:, None, None]
-    return jnp.asarray(column == start + np.arange(kernel.shape[1]), dtype)
+def _by_rows_transposed(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> Array:
+    """Returns what the gradient (B, H', W', features) of the output is by the input, as `_by_rows` has it."""
+    (top, bottom), (left, _) = geometry.paddings
+    (batch, size, width, channels), (height, count) = x.shape, (kernel.shape[0], gradient.shape[1])
+    matrix, down = _row_matrix(width, kernel, geometry), geometry.strides[0]
+    product = _product(gradient.reshape(batch, count, 1, -1), matrix.T).reshape(batch, count, height, -1)
+    unseen, zero = top + size + bottom - height - (count - 1) * down, jnp.zeros((), product.dtype)
+    result = sum(
+        jax.lax.pad(product[:, :, row], zero, [(0, 0, 0), (row, height - 1 - row + unseen, down - 1), (0, 0, 0)])
+        for row in range(height)
+    )
+    result = result.reshape(batch, top + size + bottom, -1, channels)
+    return result[:, top : top + size, left : left + width]
+
+
+def _row_matrix(width: int, kernel: Array, geometry: Geometry) -> Array:
+    """Returns the kernel as a matrix from rows of the framed input to a row of the output.
+
+    Its shape is (height of the kernel * framed width * C, W' * features), with zeros where a place of the output
+    does not see a place of the input.
+    """
+    framed_width, right = width + sum(geometry.paddings[1]), geometry.strides[1]
+    columns = (framed_width - kernel.shape[1]) // right + 1
+    start = right * np.arange(columns)[:, None]
+    seen = np.arange(framed_width)[:, None, None] == start + np.arange(kernel.shape[1])
+    matrix = jnp.einsum("hkcf,wok->hwcof", kernel, jnp.asarray(seen, kernel.dtype))
+    # By the barrier it is memory, and not computed value by value within the product.
+    return jax.lax.optimization_barrier(matrix.reshape(-1, columns * kernel.shape[3]))
 
 
 def _correlation(x: Array, gradient: Array, window: tuple[int, int], strides: tuple[int, int]) -> Array:
@@ -150,8 +179,11 @@ def _correlation(x: Array, gradient: Array, window: tuple[int, int], strides: tu
 
 def _summed_product(left: Array, right: Array) -> Array:
     """Maps (..., C) and (..., F) to (C, F)."""
-    left, right = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
-    return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())))
+    channels = left.shape[-1]
+    left, right = left.reshape(-1, channels), right.reshape(-1, right.shape[-1])
+    if channels % CROWDED == 0:
+        left = jax.lax.optimization_barrier(jnp.pad(left, ((0, 0), (0, 16))))
+    return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())))[:channels]
 
 
 def _placed(maps: Sequence[tuple[Array, int]], shape: tuple[int, int, int]) -> Array:

@@ -26,6 +26,7 @@ CASES = [
     (28, 28, 1, 5, 6, 1, 2, 1),
     (14, 13, 6, 5, 16, 1, 0, 1),
     (13, 9, 2, 3, 4, 2, 1, 1),
+    (10, 11, 2, 3, 4, 3, 0, 1),  # narrow, with pixels that no window sees
     (90, 130, 2, 5, 4, 3, 2, 1),
     (5, 4, 24, 3, 20, 1, 1, 1),
     (9, 8, 24, 3, 20, 2, 1, 1),
@@ -41,6 +42,7 @@ CASES = [
     (5, 5, 70, 3, 140, 1, 1, 70),  # depthwise, two features each
     (5, 6, 40, 1, 20, 1, 0, 4),
     (7, 6, 40, 1, 20, 2, 0, 4),
+    (3, 3, 512, 1, 4, 1, 0, 1),  # as many channels as crowd a cache
 ]
 
 
@@ -78,18 +80,20 @@ def test_values_and_gradients_are_those_of_the_stock_convolution(case, library, 
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
 
 
-@pytest.mark.parametrize("case", [CASES[4], CASES[8], CASES[13], GROUPED], ids=str)
-def test_single_precision_against_double(case, x64):
+@pytest.mark.parametrize("case", [CASES[4], CASES[8], CASES[14], GROUPED], ids=str)
+def test_single_precision_is_exact_to_1e_6_or_as_exact_as_the_stock_one(case, library, x64):
     x, kernel, fields = arguments(*case, np.float32)
+    stock_one = functools.partial(jax.lax.conv_general_dilated, **fields)
     found = value_and_gradients(functools.partial(convolution, **fields), x, kernel)
-    x, kernel = x.astype(np.float64), kernel.astype(np.float64)
-    expected = value_and_gradients(functools.partial(jax.lax.conv_general_dilated, **fields), x, kernel)
-    for one, other in zip(found, expected, strict=True):
+    single = value_and_gradients(stock_one, x, kernel)
+    double = value_and_gradients(stock_one, x.astype(np.float64), kernel.astype(np.float64))
+    for one, other, expected in zip(found, single, double, strict=True):
         assert one.dtype == np.float32
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(other).max())
+        tolerance = max(1e-6 * np.abs(expected).max(), np.abs(other - expected).max())
+        np.testing.assert_allclose(one, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("case", [CASES[1], PLAIN, CASES[8], CASES[18]], ids=str)
+@pytest.mark.parametrize("case", [CASES[1], PLAIN, CASES[8], CASES[19]], ids=str)
 def test_gradients_of_gradients_and_batches_of_kernels(case, x64):
     x, kernel, fields = arguments(*case, np.float64)
 
