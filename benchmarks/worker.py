@@ -82,6 +82,10 @@ class Worker:
         """Returns the seconds that so many steps took."""
         return self._ask({"steps": steps})["seconds"]
 
+    def profile(self, steps: int) -> dict[str, float]:
+        """Returns the seconds of a step by kind of operation, over so many steps."""
+        return self._ask({"profile": steps})["profile"]
+
     def finish(self) -> dict[str, Any]:
         """Returns the peak of memory and the bytes that a step accesses."""
         return self._ask({"finish": True})["finished"]

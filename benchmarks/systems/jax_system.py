@@ -1,6 +1,9 @@
 """What the systems on JAX have in common: a jitted function, called again and again, and a textbook's step."""
 
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +14,10 @@ import optax
 from benchmarks.systems.serve import Task
 
 WEIGHT_DECAY, MOMENTUM, LEARNING_RATE = 1e-4, 0.9, 1e-3  # of every system
+
+
+# By what is in the name and the opcode of an operation of XLA.
+KINDS = {"convolution": "conv", "product": r"dot|gemm", "sum": r"ynn_fusion|reduce"}
 
 
 def random_batch(task: Task, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +58,18 @@ def textbook_step(forward: Callable, params: Any, others: Any) -> tuple[Callable
     return jax.jit(step, donate_argnums=0), (params, others, optimizer.init(params))
 
 
+def shared_time(kinds: Sequence[str], spans: Sequence[tuple[str, float, float]]) -> dict[str, float]:
+    """Returns the time that each kind has of spans (kind, start, end); those at the same time share it equally."""
+    changes = [(start, kind, 1) for kind, start, _ in spans] + [(end, kind, -1) for kind, _, end in spans]
+    found, running, before = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0), 0.0
+    for now, kind, change in sorted(changes):
+        for each, count in running.items():
+            found[each] += (now - before) * count / max(sum(running.values()), 1)
+        running[kind] += change
+        before = now
+    return found
+
+
 class JaxSystem:
     """Calls `step(carry, *inputs)`, whose first result in training is the next carry; it uses its carry up."""
 
@@ -66,6 +85,32 @@ class JaxSystem:
             if self.task.mode == "training":
                 self.carry, result = result
         jax.block_until_ready((self.carry, result))
+
+    def profile(self, steps: int) -> dict[str, float]:
+        """Returns the seconds of a step by kind of operation; what runs at a time has equal shares of that time."""
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                self.run(steps)
+            (path,) = Path(folder).rglob("*.xplane.pb")
+            planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+        # On a CPU the operations are events of the host, under the names that they have in the program. What other
+        # threads compute has a second event, which says that it is done.
+        devices = [plane for plane in planes if plane.name.startswith("/device:")] or planes
+        events = [event for plane in devices for line in plane.lines for event in line.events]
+        done: dict[str, list[float]] = {}
+        for event in sorted(events, key=lambda event: -event.start_ns):
+            if event.name.startswith("end: "):
+                done.setdefault(event.name.removeprefix("end: "), []).append(event.start_ns)
+        opcodes = dict(re.findall(r"%(\S+) = .*? ([a-z-]+)\(", self.compiled().as_text()))
+        spans = []
+        for event in sorted(events, key=lambda event: event.start_ns):
+            if event.name in opcodes:
+                what = f"{event.name} {opcodes[event.name]}"
+                kind = next((kind for kind, names in KINDS.items() if re.search(names, what)), "other")
+                ends = done.get(event.name)
+                end = ends.pop() if ends else event.start_ns + event.duration_ns
+                spans.append((kind, event.start_ns, end))
+        return {kind: time / 1e9 / steps for kind, time in shared_time((*KINDS, "other"), spans).items()}
 
     def device_peak_bytes(self) -> int | None:
         """Returns the most memory of the accelerator in use so far, or None on a CPU."""

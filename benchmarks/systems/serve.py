@@ -5,6 +5,7 @@ Keras may have a Python of their own.
 
     in   a task                    out  {"ready": {...}}, {"absent": "not in ..."} or {"failed": "one line"}
     in   {"steps": n}              out  {"seconds": s}
+    in   {"profile": n}            out  {"profile": {kind: s}}
     in   {"finish": true}          out  {"finished": {...}}
 """
 
@@ -62,6 +63,12 @@ class System(Protocol):
     def run(self, steps: int) -> None:
         """Runs steps one after another and waits for the last; the first call compiles."""
 
+    def profile(self, steps: int) -> dict[str, float]:
+        """Returns the seconds of a step by kind of operation, over so many steps.
+
+        The kinds are "convolution", "product", "sum" and "other"; torch has its norms as "norm", sums and all.
+        """
+
     def device_peak_bytes(self) -> int | None:
         """Returns the most memory of the accelerator in use so far, or None on a CPU."""
 
@@ -100,6 +107,8 @@ def serve(prepare: Callable[[Task], System]) -> None:
                 start = time.perf_counter()
                 system.run(command["steps"])
                 answer(seconds=time.perf_counter() - start)
+            elif "profile" in command:
+                answer(profile=system.profile(command["profile"]))
             else:
                 peak = system.device_peak_bytes() or _peak_bytes()
                 system.check()

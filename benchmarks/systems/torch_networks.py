@@ -10,6 +10,14 @@ from benchmarks.systems.serve import Absent, System, Task, serve
 # As in jax_system, which torch's Python may be unable to import.
 WEIGHT_DECAY, MOMENTUM, LEARNING_RATE = 1e-4, 0.9, 1e-3
 
+# By what is in the name of an operation of torch, or of a kernel.
+KINDS = {
+    "convolution": ("conv", "cudnn", "implicit_gemm"),
+    "product": ("addmm", "::mm", "gemm"),
+    "norm": ("batch_norm", "bn_"),
+    "other": (),
+}
+
 
 def lenet5(in_channels: int, num_classes: int, image_size: int) -> nn.Module:
     """LeNet-5 as taught: flaxcnn's `lenet5`."""
@@ -103,6 +111,18 @@ class TorchSystem:
             loss = nn.functional.cross_entropy(self.model(self.images), self.labels)
         loss.backward()
         self.optimizer.step()
+
+    def profile(self, steps: int) -> dict[str, float]:
+        """Returns the seconds of a step by kind of operation, by the time of each operation alone."""
+        with torch.profiler.profile() as profiler:
+            self.run(steps)
+        on_device = self.device.type == "cuda"
+        found = dict.fromkeys(KINDS, 0.0)
+        for event in profiler.key_averages():
+            microseconds = event.self_device_time_total if on_device else event.self_cpu_time_total
+            kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), None)
+            found[kind or "other"] += microseconds / 1e6 / steps
+        return found
 
     def device_peak_bytes(self) -> int | None:
         """Returns the most memory of the accelerator in use so far, or None on a CPU."""

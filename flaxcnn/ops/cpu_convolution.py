@@ -23,8 +23,8 @@ SUPER_GROUP = 32
 # Of windows with up to so many values across, and of up to so many products for each that is asked for, times the
 # output channels, whole rows of pixels are taken as channels; forward only with up to so many products a pixel.
 ACROSS, PRODUCTS, PRODUCTS_A_PIXEL = 32, 200, 18
-# A matrix that a product reads by columns is read slowly if its rows are multiples of so many numbers long: what a
-# column touches then shares a few places of the cache.
+# A matrix that a product reads by columns is read slowly if its rows are multiples of 128 numbers long, as what a
+# column touches then shares few places of the cache; from this length on a copy with longer rows is quicker.
 CROWDED = 512
 
 
@@ -36,9 +36,9 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
         return _placed([(part, 0) for part in outputs], outputs[0].shape[:3])
     if _is_narrow(x, kernel, geometry) and kernel.shape[2] * kernel.shape[3] <= PRODUCTS_A_PIXEL:
         return _by_rows(x, kernel, geometry)
-    if not geometry.is_pointwise(kernel):
-        return stock(x, kernel, geometry)
-    return _product(x[:, :: geometry.strides[0], :: geometry.strides[1]], kernel[0, 0])
+    if geometry.is_pointwise(kernel) and geometry.strides == (1, 1):
+        return _product(x, kernel[0, 0])
+    return stock(x, kernel, geometry)
 
 
 def input_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> Array:
@@ -181,7 +181,7 @@ def _summed_product(left: Array, right: Array) -> Array:
     """Maps (..., C) and (..., F) to (C, F)."""
     channels = left.shape[-1]
     left, right = left.reshape(-1, channels), right.reshape(-1, right.shape[-1])
-    if channels % CROWDED == 0:
+    if channels >= CROWDED and channels % 128 == 0:
         left = jax.lax.optimization_barrier(jnp.pad(left, ((0, 0), (0, 16))))
     return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())))[:channels]
 

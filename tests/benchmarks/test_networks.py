@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import machine, network_report
 from benchmarks.networks import NETWORKS, _networks, _tasks, measure
+from benchmarks.systems.jax_system import shared_time
 from benchmarks.systems.serve import Task
 from benchmarks.worker import Failure, Worker
 from flaxcnn import UserError, model_info
@@ -106,3 +107,18 @@ def test_two_systems_in_processes_of_their_own_give_comparable_rows():
             passes = 3 if found["mode"] == "training" else 1
             images = found["batch"] / found["milliseconds"] * 1e3
             assert found["macs_per_second"] == pytest.approx(416_520 * passes * images)
+
+
+def test_operations_that_run_at_a_time_share_it():
+    spans = [("a", 10.0, 14.0), ("b", 12.0, 16.0), ("b", 20.0, 21.0), ("b", 20.0, 21.0)]
+    assert shared_time(("a", "b", "c"), spans) == {"a": 3.0, "b": 4.0, "c": 0.0}
+
+
+@pytest.mark.slow
+def test_the_profile_of_a_step_is_as_long_as_the_step(tmp_path):
+    task = Task("ours", "resnet18", "training", 2, (64, 64, 3), 1000, "float32", machine.cores())
+    with Worker(task, sys.executable, "flax_networks", tmp_path) as worker:
+        found, seconds = worker.profile(10), worker.run(10) / 10
+    assert found.keys() == {"convolution", "product", "sum", "other"}
+    assert all(found.values())
+    assert 0.5 * seconds < sum(found.values()) < 3 * seconds
