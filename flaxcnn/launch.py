@@ -13,7 +13,7 @@ OFFER = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # By default XLA:CPU has YNNPACK compute convolutions, products and sums. Only for sums is it quicker than Eigen.
 YNNPACK_FOR_SUMS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
 # XLA ends a process that sets an option it does not know, so that it is set for these releases only.
-RELEASES = ("0.10.", "0.11.")
+RELEASES = ("0.10.", "0.11.", "0.12.")
 
 
 def prepare_process() -> None:
