@@ -89,7 +89,7 @@ def test_flags_of_a_user_stay(offer, monkeypatch):
 
 
 def test_a_release_that_may_not_know_an_option_is_not_given_it(offer, monkeypatch):
-    monkeypatch.setattr(launch, "_jaxlib", lambda: "0.12.0")
+    monkeypatch.setattr(launch, "_jaxlib", lambda: "1.0.0")
     assert "XLA_FLAGS" not in launch.settings()
 
 
