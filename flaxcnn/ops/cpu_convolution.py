@@ -37,7 +37,7 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
     if _is_narrow(x, kernel, geometry) and kernel.shape[2] * kernel.shape[3] <= PRODUCTS_A_PIXEL:
         return _by_rows(x, kernel, geometry)
     # Eigen's own 1x1 convolution is quicker than its product, but for one image.
-    if geometry.is_pointwise(kernel) and geometry.strides == (1, 1) and (len(x) == 1 or not _left_to_eigen()):
+    if geometry.is_pointwise(kernel) and geometry.strides == (1, 1) and (x.shape[0] == 1 or not _left_to_eigen()):
         return _product(x, kernel[0, 0])
     return stock(x, kernel, geometry)
 

@@ -154,3 +154,12 @@ def convolutions(function, *arguments, platform):
 def test_dilation_is_refused(fields):
     with pytest.raises(ValueError, match="undilated"):
         convolution(jnp.zeros((1, 4, 4, 1)), jnp.zeros((2, 2, 1, 1)), (1, 1), [(0, 0), (0, 0)], **fields)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], PLAIN, CASES[8], GROUPED], ids=str)
+def test_the_number_of_images_may_be_open(case, library):
+    x, kernel, fields = arguments(*case, np.float32)
+    run = jax.jit(lambda x: convolution(x, kernel, **fields))
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), *x.shape[1:]), x.dtype)
+    program = jax.export.export(run)(images)
+    np.testing.assert_allclose(program.call(x), run(x), rtol=0, atol=1e-5)
