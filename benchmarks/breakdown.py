@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.networks import NETWORKS, PASSES, SYSTEMS
+from benchmarks.networks import NETWORKS, PASSES, SYSTEMS, pythons_of
 from benchmarks.records import Records, Row, default_output, table
 from benchmarks.systems.serve import Task
 from benchmarks.worker import Failure, Worker
@@ -59,18 +59,18 @@ def main() -> None:
         for mode in flags.modes
         for system in flags.systems
     ]
+    pythons, revision = pythons_of(flags), machine.revision()
     for task in tasks:
-        module, option = SYSTEMS[task.system]
         row = {key: getattr(task, key) for key in KEYS}
         with tempfile.TemporaryDirectory() as cache:
             try:
-                python = getattr(flags, option) if option else sys.executable
-                with Worker(task, python, module, Path(cache)) as worker:
+                module, _ = SYSTEMS[task.system]
+                with Worker(task, pythons[task.system], module, Path(cache)) as worker:
                     worker.run(2)
                     row["seconds"] = worker.profile(flags.steps)
             except Failure as failure:
                 row[failure.key] = str(failure)
-        records.add([row], machine.revision())
+        records.add([row], revision)
         print(markdown([row]).splitlines()[-1], flush=True)
     records.write_csv()
     records.write_markdown(markdown(records.rows))

@@ -11,7 +11,6 @@ the place of its norms, neither scale nor offset: the most that folding could sa
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 
 import flaxcnn
 from benchmarks import machine
-from benchmarks.turns import Run, speed_ratios, steps_for, take_turns
+from benchmarks.turns import Run, calls_of, speed_ratios, steps_for, take_turns
 from flaxcnn import launch
 
 SIZE = 224
@@ -50,14 +49,7 @@ def compare(networks: dict[str, Any], batch: int, turns: int) -> dict[str, Any]:
 
     def make_run(model: Any, variables: Any) -> Run:
         program = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
-
-        def run(steps: int) -> float:
-            start = time.perf_counter()
-            for _ in range(steps):
-                jax.block_until_ready(program(variables, images))
-            return time.perf_counter() - start
-
-        return run
+        return calls_of(program, variables, images)
 
     runs = {name: make_run(*network) for name, network in networks.items()}
     seconds = take_turns(runs, {name: steps_for(run, SECONDS) for name, run in runs.items()}, turns)

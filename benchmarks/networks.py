@@ -167,6 +167,11 @@ def _networks(arguments: list[str] | None, platform: str) -> dict[str, int]:
     return batches
 
 
+def pythons_of(flags: argparse.Namespace) -> dict[str, str]:
+    """Returns the Python of each system."""
+    return {name: getattr(flags, option) if option else sys.executable for name, (_, option) in SYSTEMS.items()}
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -197,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     output = flags.output or default_output("networks", rates["device"], rates["platform"])
     networks = _networks(flags.networks, "cpu" if rates["platform"] == "cpu" else "gpu")
     records = Records(output.with_suffix(".json"), KEYS, machine.hardware(rates["device"], rates["platform"]))
-    pythons = {name: getattr(flags, option) if option else sys.executable for name, (_, option) in SYSTEMS.items()}
+    pythons = pythons_of(flags)
     revision = machine.revision()
     for network, batch in networks.items():
         for tasks in _tasks(network, batch, flags.dtype, flags.systems, flags.modes):

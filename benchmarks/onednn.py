@@ -15,14 +15,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from benchmarks import machine, stock
-from benchmarks.turns import Run, quartiles, speed_ratios, steps_for, take_turns
+from benchmarks.turns import calls_of, quartiles, speed_ratios, steps_for, take_turns
 from flaxcnn import launch
 from flaxcnn.ops.convolution import convolution
 
@@ -102,16 +100,7 @@ def measure(case: tuple[int, ...]) -> dict:
     for result in results.values():
         stock.assert_close(result, results["Eigen"], 1e-5)
 
-    def make_run(program: Callable) -> Run:
-        def run(steps: int) -> float:
-            start = time.perf_counter()
-            for _ in range(steps):
-                jax.block_until_ready(program(x, kernel))
-            return time.perf_counter() - start
-
-        return run
-
-    runs = {name: make_run(program) for name, program in programs.items()}
+    runs = {name: calls_of(program, x, kernel) for name, program in programs.items()}
     found = take_turns(runs, {name: steps_for(run, SECONDS) for name, run in runs.items()}, TURNS)
     macs = results["Eigen"].size * kernel.size // kernel.shape[3]
     return {

@@ -3,10 +3,25 @@
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import jax
 
 # Seconds that a number of steps took.
 Run = Callable[[int], float]
+
+
+def calls_of(program: Callable, *arguments) -> Run:
+    """Returns a run whose steps are calls of a program of JAX, each of which is waited for."""
+
+    def run(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            jax.block_until_ready(program(*arguments))
+        return time.perf_counter() - start
+
+    return run
 
 
 def steps_for(run: Run, seconds: float) -> int:

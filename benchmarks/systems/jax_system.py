@@ -14,8 +14,6 @@ import optax
 from benchmarks.systems.serve import Task
 
 WEIGHT_DECAY, MOMENTUM, LEARNING_RATE = 1e-4, 0.9, 1e-3  # of every system
-
-
 # By what is in the name and the opcode of an operation of XLA.
 KINDS = {"convolution": "conv", "product": r"dot|gemm", "sum": r"ynn_fusion|reduce"}
 

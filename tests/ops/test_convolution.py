@@ -81,7 +81,7 @@ def test_values_and_gradients_are_those_of_the_stock_convolution(case, library, 
 
 
 @pytest.mark.parametrize("case", [CASES[4], CASES[8], CASES[14], GROUPED], ids=str)
-def test_single_precision_is_exact_to_1e_6_or_as_exact_as_the_stock_one(case, library, x64):
+def test_single_precision_is_exact_to_1e_6_unless_it_is_the_stock_one_bit_for_bit(case, library, x64):
     x, kernel, fields = arguments(*case, np.float32)
     stock_one = functools.partial(jax.lax.conv_general_dilated, **fields)
     found = value_and_gradients(functools.partial(convolution, **fields), x, kernel)
@@ -89,8 +89,8 @@ def test_single_precision_is_exact_to_1e_6_or_as_exact_as_the_stock_one(case, li
     double = value_and_gradients(stock_one, x.astype(np.float64), kernel.astype(np.float64))
     for one, other, expected in zip(found, single, double, strict=True):
         assert one.dtype == np.float32
-        tolerance = max(1e-6 * np.abs(expected).max(), np.abs(other - expected).max())
-        np.testing.assert_allclose(one, expected, rtol=0, atol=tolerance)
+        if not np.array_equal(one, other):
+            np.testing.assert_allclose(one, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("case", [CASES[1], PLAIN, CASES[8], CASES[19]], ids=str)
