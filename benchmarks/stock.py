@@ -52,6 +52,11 @@ def average_pool(x: Array, window: int, stride: int) -> Array:
     return nn.avg_pool(x, (window, window), (stride, stride))
 
 
+def global_average_pool(x: Array, *, keepdims: bool = False) -> Array:
+    """The mean, as every network in Flax has it."""
+    return x.mean(axis=(1, 2), keepdims=keepdims)
+
+
 def adaptive_average_pool(x: Array, output_size: tuple[int, int]) -> Array:
     """The mean over each bin, bin by bin."""
 

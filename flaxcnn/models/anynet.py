@@ -17,6 +17,7 @@ from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
 from flaxcnn.models.residual import Bottleneck
+from flaxcnn.ops.pooling import global_average_pool
 
 
 class Stage(NamedTuple):
@@ -100,7 +101,7 @@ class AnyNet(layers.Network):
                 )
                 x = self.run_block(block, x)
             maps[f"stage{number}"] = x
-        return maps, self.classify(layers.global_average_pool(x), initializers.gaussian(0.01))
+        return maps, self.classify(global_average_pool(x), initializers.gaussian(0.01))
 
 
 def regnet_stages(

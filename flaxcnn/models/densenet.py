@@ -14,7 +14,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
-from flaxcnn.ops.pooling import average_pool
+from flaxcnn.ops.pooling import average_pool, global_average_pool
 
 
 class NormConv(nn.Module):
@@ -138,7 +138,7 @@ class DenseNet(layers.Network):
         if norm is not None:
             x = norm(name="norm")(x)
         x = maps["norm"] = nn.relu(x)
-        return maps, self.classify(layers.global_average_pool(x), initializers.TORCH_ZERO_BIAS)
+        return maps, self.classify(global_average_pool(x), initializers.TORCH_ZERO_BIAS)
 
 
 _PAPER = "Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, 2017"

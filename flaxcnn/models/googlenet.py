@@ -17,7 +17,7 @@ from flaxcnn.models.layers import Array
 from flaxcnn.models.published import MEAN, STD
 from flaxcnn.models.registry import register
 from flaxcnn.ops.local_response_norm import local_response_norm
-from flaxcnn.ops.pooling import adaptive_average_pool, average_pool, max_pool
+from flaxcnn.ops.pooling import adaptive_average_pool, average_pool, global_average_pool, max_pool
 
 
 class Inception(nn.Module):
@@ -175,7 +175,7 @@ class GoogLeNet(layers.Network):
                 )(maps[stage])
                 if not self.is_initializing():
                     self.sow("aux_logits", f"{name}_logits", logits)
-        x = layers.dropout(layers.global_average_pool(x), self.dropout_rate, train)
+        x = layers.dropout(global_average_pool(x), self.dropout_rate, train)
         return maps, self.classify(x, head_scheme)
 
 

@@ -237,11 +237,6 @@ def dropout(x: Array, rate: float, train: bool) -> Array:
     return nn.Dropout(rate, deterministic=not train)(x)
 
 
-def global_average_pool(x: Array) -> Array:
-    """Maps (B, H, W, C) to (B, C)."""
-    return x.mean(axis=(1, 2))
-
-
 def flatten(x: Array) -> Array:
     """Maps (B, H, W, C) to (B, H * W * C)."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))

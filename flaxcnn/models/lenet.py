@@ -13,7 +13,7 @@ import numpy as np
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array, Dtype
 from flaxcnn.models.registry import register
-from flaxcnn.ops.pooling import average_pool
+from flaxcnn.ops.pooling import average_pool, global_average_pool
 
 
 class LeNet5(layers.Network):
@@ -187,7 +187,7 @@ class LeNet5Paper(layers.Network):
         c3 = squash(PartialConvolution(C3_CONNECTIONS, **dtypes, name="c3")(s2))
         s4 = squash(Subsampling(**dtypes, name="s4")(c3))
         c5 = conv(120, scheme=uniform_by_fan_in(25 * 16), name="c5")(s4)
-        f6 = squash(self.dense(84, uniform_by_fan_in(120), name="f6")(layers.global_average_pool(c5)))
+        f6 = squash(self.dense(84, uniform_by_fan_in(120), name="f6")(global_average_pool(c5)))
         maps = {"s2": s2, "s4": s4, "c5": c5}
         if not self.num_classes:
             return maps, f6

@@ -12,7 +12,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
-from flaxcnn.ops.pooling import max_pool
+from flaxcnn.ops.pooling import global_average_pool, max_pool
 
 
 class NiNBlock(nn.Module):
@@ -95,7 +95,7 @@ class NiN(layers.Network):
         if self.num_classes:
             hidden = self.head_features or self.num_classes
             x = self.run_block(NiNBlock((hidden, hidden, self.num_classes), 3, conv, name="head"), x)
-        return maps, layers.global_average_pool(x)
+        return maps, global_average_pool(x)
 
 
 _PAPER = "Lin, Chen, Yan: Network In Network, 2014"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
+from flaxcnn.ops.pooling import global_average_pool
 
 Shortcut = Literal["projection", "zero_pad", "strided"]
 
@@ -49,7 +50,7 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps (B, H, W, C) to the same shape."""
         conv = functools.partial(self.conv, kernel_size=1, norm=None, use_bias=True)
-        gate = conv(self.squeezed, name="reduce")(x.mean(axis=(1, 2), keepdims=True))
+        gate = conv(self.squeezed, name="reduce")(global_average_pool(x, keepdims=True))
         return x * conv(x.shape[-1], activation=nn.sigmoid, name="expand")(gate)
 
 

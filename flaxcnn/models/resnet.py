@@ -20,7 +20,7 @@ from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array
 from flaxcnn.models.registry import register
 from flaxcnn.models.residual import BasicBlock, Bottleneck, PostNormBlock, PreActivationBlock, Shortcut
-from flaxcnn.ops.pooling import average_pool
+from flaxcnn.ops.pooling import average_pool, global_average_pool
 
 
 class ResNet(layers.Network):
@@ -118,7 +118,7 @@ class ResNet(layers.Network):
         if self.pool_window:
             x = layers.flatten(average_pool(x, self.pool_window, self.pool_window))
         else:
-            x = layers.global_average_pool(x)
+            x = global_average_pool(x)
         return maps, self.classify(x, initializers.TORCH)
 
     def _block(self, width, stride, conv, norm, train, name) -> nn.Module:

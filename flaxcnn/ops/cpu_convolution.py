@@ -26,6 +26,8 @@ ACROSS, PRODUCTS, PRODUCTS_A_PIXEL = 32, 200, 18
 # A matrix that a product reads by columns is read slowly if its rows are multiples of 128 numbers long, as what a
 # column touches then shares few places of the cache; from this length on a copy with longer rows is quicker.
 CROWDED = 512
+# Of gradients with more values YNNPACK takes its time over the sum by a kernel, and products of matrices do not.
+LARGE = 2**23
 
 
 def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -79,21 +81,30 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
         return jnp.concatenate(
             [part.diagonal(product) for part, product in zip(parts, products, strict=True)], axis=-1
         )
-    if not geometry.is_pointwise(kernel) and (_left_to_eigen() or _is_narrow(x, kernel, geometry)):
+    if geometry.is_pointwise(kernel):
+        down, right = geometry.strides
+        return _summed_product(x[:, ::down, ::right], gradient)[None, None]
+    is_narrow, is_strided = _is_narrow(x, kernel, geometry), geometry.strides != (1, 1)
+    if is_narrow or is_strided or not _is_large(gradient) or _left_to_eigen():
         return transposed(lambda kernel: stock(x, kernel, geometry), kernel, gradient)
     height, width, channels, features = kernel.shape
-    x, strides = framed(x, geometry.paddings), geometry.strides
-    if strides == (1, 1) and channels > 2 * features and height * width > 1:
+    x = framed(x, geometry.paddings)
+    if channels > 2 * features:
         # What a window sees of the gradient is less to copy: with the roles changed the gradient comes out turned.
         frame = ((height - 1,) * 2, (width - 1,) * 2)
-        return _correlation(framed(gradient, frame), x, (height, width), strides)[::-1, ::-1].swapaxes(2, 3)
-    return _correlation(x, gradient, (height, width), strides)
+        return _correlation(framed(gradient, frame), x, (height, width))[::-1, ::-1].swapaxes(2, 3)
+    return _correlation(x, gradient, (height, width))
+
+
+def _is_large(gradient: Array) -> bool:
+    """Returns whether kernel gradients are quicker as products than by YNNPACK; an open size is not."""
+    return isinstance(gradient.size, int) and gradient.size > LARGE
 
 
 def _left_to_eigen() -> bool:
     """Returns whether this process has Eigen compute convolutions (see `flaxcnn.launch`), and not YNNPACK.
 
-    Eigen is quick at kernel gradients as JAX writes them; YNNPACK takes three times as long.
+    Eigen is quick at kernel gradients as JAX writes them; YNNPACK takes up to three times as long.
     """
     chosen = re.findall(r"--xla_cpu_experimental_ynn_fusion_type=(\S*)", os.environ.get("XLA_FLAGS", ""))
     return bool(chosen) and "INDIVIDUAL_CONVOLUTION" not in chosen[-1]
@@ -152,7 +163,7 @@ def _row_matrix(width: int, kernel: Array, geometry: Geometry) -> Array:
     return jax.lax.optimization_barrier(matrix.reshape(-1, columns * kernel.shape[3]))
 
 
-def _correlation(x: Array, gradient: Array, window: tuple[int, int], strides: tuple[int, int]) -> Array:
+def _correlation(x: Array, gradient: Array, window: tuple[int, int]) -> Array:
     """Returns for each place of the window the sum over all positions of input times gradient, (*window, C, F).
 
     They are products of two matrices whose rows are positions. The columns of the window lie side by side in that
@@ -160,22 +171,14 @@ def _correlation(x: Array, gradient: Array, window: tuple[int, int], strides: tu
     """
     batch, size, _, channels = x.shape
     rows, columns, features = gradient.shape[1:]
-    (height, width), (down, right) = window, strides
-    span = (columns - 1) * right + 1
-    across = _placed([(x[:, :, place : place + span : right], 0) for place in range(width)], (batch, size, columns))
-    steps = -(-height // down)
-    if height * width * channels + features <= width * channels + steps * features:
-        span = (rows - 1) * down + 1
-        seen = [(across[:, place : place + span : down], 0) for place in range(height)]
+    height, width = window
+    across = _placed([(x[:, :, place : place + columns], 0) for place in range(width)], (batch, size, columns))
+    if height * width * channels + features <= width * channels + height * features:
+        seen = [(across[:, place : place + rows], 0) for place in range(height)]
         return _summed_product(_placed(seen, (batch, rows, columns)), gradient).reshape(*window, channels, features)
-    # Rows of the input that leave the same remainder by the stride meet the gradient so many rows further on.
-    shape = batch, rows + steps - 1, columns
-    gradients = _placed([(gradient, step) for step in range(steps)], shape)
-    products = []
-    for phase in range(min(down, height)):
-        product = _summed_product(_placed([(across[:, phase::down][:, : shape[1]], 0)], shape), gradients)
-        products.append(product.reshape(width, channels, steps, features).transpose(2, 0, 1, 3))
-    return jnp.stack([products[row % down][row // down] for row in range(height)])
+    gradients = _placed([(gradient, place) for place in range(height)], (batch, size, columns))
+    products = _summed_product(across, gradients).reshape(width, channels, height, features)
+    return products.transpose(2, 0, 1, 3)
 
 
 def _summed_product(left: Array, right: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,9 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.errors import UserError
-from flaxcnn.ops.geometry import Paddings, framed
+from flaxcnn.ops.geometry import Paddings, framed, transposed
 
 Array = jax.Array
+# In so many pieces at most is a maximum taken on a CPU: the windows inside, at the sides, and in the corners.
+PIECES = 9
+# Of so many places under a window at most is a sum taken one by one there.
+PLACES = 64
 
 
 def _geometry(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> tuple[int, int]:
@@ -28,31 +33,93 @@ def _geometry(size: int, window: int, stride: int, padding: int, ceil_mode: bool
     return windows, max((windows - 1) * stride + window - size - padding, 0)
 
 
-def _paddings(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> list[tuple[int, int]]:
+def _paddings(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Paddings:
     if x.ndim != 4:
         raise ValueError(f"pooling takes maps of shape (batch, height, width, channels), got {x.shape}")
-    return [(padding, _geometry(size, window, stride, padding, ceil_mode)[1]) for size in x.shape[1:3]]
+    rows, columns = (_geometry(size, window, stride, padding, ceil_mode)[1] for size in x.shape[1:3])
+    return (padding, rows), (padding, columns)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _maximum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
-    # By itself XLA's own is as fast where a frame would have to be put around the maps first.
-    return _maximum_on(x, window, stride, paddings, in_one_pass=not any(map(any, paddings)))
+    def in_pieces(x: Array) -> Array:
+        rows, columns = (
+            _stretches(n, window, stride, both) for n, both in zip(x.shape[1:3], paddings, strict=True)
+        )
+        if len(rows) * len(columns) > PIECES or max(map(max, paddings)) >= window:
+            return _maximum_in_one_pass(x, window, stride, paddings)
+        return _maximum_in_pieces(x, stride, rows, columns)
+
+    return jax.lax.platform_dependent(
+        x, cpu=in_pieces, default=lambda x: _stock_maximum(x, window, stride, paddings)
+    )
 
 
-def _maximum_on(x: Array, window: int, stride: int, paddings: Paddings, *, in_one_pass: bool) -> Array:
-    def one_pass(x: Array) -> Array:
-        return functools.reduce(jax.lax.max, _places(x, window, stride, paddings))
+def _stock_maximum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
+    return nn.max_pool(x, (window, window), (stride, stride), paddings)
 
-    def stock(x: Array) -> Array:
-        return nn.max_pool(x, (window, window), (stride, stride), paddings)
 
-    return jax.lax.platform_dependent(x, cpu=one_pass if in_one_pass else stock, default=stock)
+def _maximum_in_one_pass(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
+    places = _places(framed(x, paddings, -jnp.inf), (window, window), stride)
+    return functools.reduce(jax.lax.max, places)
+
+
+class _Stretch(NamedTuple):
+    """Neighbouring windows along an axis that see as many pixels each.
+
+    Attributes:
+      first: number of the first window.
+      start, end: the pixels that they see together.
+      window: how many each sees.
+    """
+
+    first: int
+    start: int
+    end: int
+    window: int
+
+
+def _stretches(size: int, window: int, stride: int, padding: tuple[int, int]) -> list[_Stretch]:
+    """Returns the windows that the ends of the map cut, each by itself, and between them the others."""
+    count = (size + sum(padding) - window) // stride + 1
+    starts = [number * stride - padding[0] for number in range(count)]
+    seen = [(max(start, 0), min(start + window, size)) for start in starts]
+    whole = [number for number, (start, end) in enumerate(seen) if end - start == window]
+    stretches = [_Stretch(n, *seen[n], seen[n][1] - seen[n][0]) for n in range(count) if n not in whole]
+    if whole:
+        stretches.append(_Stretch(whole[0], seen[whole[0]][0], seen[whole[-1]][1], window))
+    return sorted(stretches)
+
+
+def _maximum_in_pieces(x: Array, stride: int, rows: list[_Stretch], columns: list[_Stretch]) -> Array:
+    """Takes the maximum by a loop for the windows inside the map, and one for each kind of those that it cuts.
+
+    Padding would be a copy of the map, or a branch for each value.
+    """
+    pieces = {}
+    for down, right in itertools.product(rows, columns):
+        seen = x[:, down.start : down.end, right.start : right.end]
+        places = _places(seen, (down.window, right.window), stride)
+        pieces[down.first, right.first] = functools.reduce(jax.lax.max, places)
+    if len(pieces) == 1:
+        return pieces[0, 0]
+    last = pieces[rows[-1].first, columns[-1].first].shape
+    shape = x.shape[0], rows[-1].first + last[1], columns[-1].first + last[2], x.shape[3]
+    # By the barrier the zeros are memory, which the pieces are written into.
+    result = jax.lax.optimization_barrier(jnp.zeros(shape, x.dtype))
+    for (row, column), piece in pieces.items():
+        result = jax.lax.dynamic_update_slice(result, piece, (0, row, column, 0))
+    return result
 
 
 def _maximum_forward(x: Array, window: int, stride: int, paddings: Paddings) -> tuple[Array, tuple[Array]]:
     # The gradient needs the frame too, and the compiler makes it once for both.
-    return _maximum_on(x, window, stride, paddings, in_one_pass=True), (x,)
+    result = jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: _maximum_in_one_pass(x, window, stride, paddings),
+        default=lambda x: _stock_maximum(x, window, stride, paddings),
+    )
+    return result, (x,)
 
 
 def _maximum_backward(
@@ -66,7 +133,7 @@ def _maximum_backward(
     (top, _), (left, _) = paddings
     batch, height, width, channels = x.shape
     rows, columns = gradient.shape[1:3]
-    maximum, *others = _places(x, window, stride, paddings)
+    maximum, *others = _places(framed(x, paddings, -jnp.inf), (window, window), stride)
     first = jnp.zeros(gradient.shape, jnp.uint8 if window < 16 else jnp.int32)
     for place, value in enumerate(others, 1):
         # As select-and-scatter compares, for which what is not a number is less than anything after it.
@@ -106,16 +173,15 @@ def _maximum_backward(
 _maximum.defvjp(_maximum_forward, _maximum_backward)
 
 
-def _places(x: Array, window: int, stride: int, paddings: Paddings) -> list[Array]:
+def _places(x: Array, window: tuple[int, int], stride: int) -> list[Array]:
     """Returns what lies under each place of the windows, row by row: arrays (B, H', W', C) for H' x W' windows."""
-    x = framed(x, paddings, -jnp.inf)
-    batch, height, width, channels = x.shape
-    last = [(size - window) // stride * stride for size in (height, width)]
+    batch, *sizes, channels = x.shape
+    last = [(size - places) // stride * stride for size, places in zip(sizes, window, strict=True)]
     return [
         jax.lax.slice(
             x, (0, y, x_, 0), (batch, y + last[0] + 1, x_ + last[1] + 1, channels), (1, stride, stride, 1)
         )
-        for y, x_ in itertools.product(range(window), repeat=2)
+        for y, x_ in itertools.product(*map(range, window))
     ]
 
 
@@ -135,7 +201,7 @@ def max_pool(x: Array, window: int, stride: int, *, padding: int = 0, ceil_mode:
     Raises:
       UserError: no window fits.
     """
-    return _maximum(x, window, stride, tuple(_paddings(x, window, stride, padding, ceil_mode)))
+    return _maximum(x, window, stride, _paddings(x, window, stride, padding, ceil_mode))
 
 
 def average_pool(
@@ -169,14 +235,62 @@ def average_pool(
     return (total / area).astype(x.dtype)
 
 
-def _sum(x: Array, window: int, stride: int, paddings: list[tuple[int, int]]) -> Array:
+def _sum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
     if window != stride or any(map(any, paddings)):
         return nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (stride, stride), paddings)
-    # Windows side by side are an axis of their own, whose sum and gradient are a fraction of the work.
+    return _sum_side_by_side(x, window)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_side_by_side(x: Array, window: int) -> Array:
+    """Sums over windows that lie side by side."""
+
+    def by_places(x: Array) -> Array:
+        return functools.reduce(jax.lax.add, _places(x, (window, window), window))
+
+    # XLA:CPU gives sums over axes to a library, and with them what they are sums of, convolutions included.
+    by_cpu = by_places if window**2 <= PLACES else functools.partial(_sum_over_axes, window=window)
+    return jax.lax.platform_dependent(x, cpu=by_cpu, default=functools.partial(_sum_over_axes, window=window))
+
+
+def _sum_over_axes(x: Array, window: int) -> Array:
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window
     x = x[:, : rows * window, : columns * window]
     return x.reshape(batch, rows, window, columns, window, channels).sum(axis=(2, 4))
+
+
+# The gradient of the sum over axes is a fraction of the work of that of places.
+_sum_side_by_side.defvjp(
+    lambda x, window: (_sum_side_by_side(x, window), (x,)),
+    lambda window, saved, gradient: (transposed(lambda x: _sum_over_axes(x, window), *saved, gradient),),
+)
+
+
+def global_average_pool(x: Array, *, keepdims: bool = False) -> Array:
+    """Takes the mean over the pixels.
+
+    Args:
+      x: maps (B, H, W, C).
+      keepdims: whether the result keeps two axes for them.
+
+    Returns:
+      (B, C) or (B, 1, 1, C).
+    """
+
+    def mean(x: Array) -> Array:
+        return x.mean(axis=(1, 2))
+
+    def by_product(x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        weights = jnp.full((batch, height * width), 1 / (height * width), x.dtype)
+        x = x.reshape(batch, height * width, channels)
+        return jax.lax.dot_general(weights, x, (((1,), (1,)), ((0,), (0,))))
+
+    # For a sum see `_sum_side_by_side`. Half precision has its sums in single precision.
+    is_wide = x.dtype in (jnp.float32, jnp.float64)
+    result = jax.lax.platform_dependent(x, cpu=by_product if is_wide else mean, default=mean)
+    return result[:, None, None] if keepdims else result
 
 
 def adaptive_average_pool(x: Array, output_size: tuple[int, int]) -> Array:

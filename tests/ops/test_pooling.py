@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flaxcnn import UserError
-from flaxcnn.ops.pooling import adaptive_average_pool, average_pool, max_pool
+from flaxcnn.ops.pooling import adaptive_average_pool, average_pool, global_average_pool, max_pool
 from tests.reference import formula
 
 RECORDED = json.loads(Path(formula.__file__).with_name("pooling.json").read_text())
@@ -158,8 +158,10 @@ def test_gradient_of_a_maximum_goes_to_the_first_of_equals(height, width, paddin
             [(0, 2), (1, 4), (3, 6), (5, 8)],
             [(0, 2), (1, 4), (3, 5)],
         ),
+        (functools.partial(average_pool, window=2, stride=2), [(0, 2), (2, 4), (4, 6), (6, 8)], [(0, 2), (2, 4)]),
+        (functools.partial(global_average_pool, keepdims=True), [(0, 8)], [(0, 5)]),
     ],
-    ids=["adaptive smaller", "adaptive wider", "average ceil", "average nopad"],
+    ids=["adaptive smaller", "adaptive wider", "average ceil", "average nopad", "average side by side", "global"],
 )
 def test_gradient_of_a_mean_spreads_evenly_over_its_bin(pool, rows, columns, x64):
     rng = np.random.default_rng(0)
@@ -172,6 +174,12 @@ def test_gradient_of_a_mean_spreads_evenly_over_its_bin(pool, rows, columns, x64
             expected[:, top:bottom, left:right] += share
     np.testing.assert_allclose(jax.jit(pool)(x), values, rtol=1e-12)
     np.testing.assert_allclose(gradient(pool, x, cotangent), expected, rtol=1e-12)
+
+
+def test_large_windows():
+    x = formula.values("large", (2, 18, 9, 3)).astype(np.float32)
+    np.testing.assert_allclose(average_pool(x, 9, 9)[:, 1, 0], x[:, 9:].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(max_pool(x, 9, 1, padding=4)[:, 13, 4], x[:, 9:].max((1, 2)))
 
 
 def test_ceil_mode_drops_a_window_that_starts_beyond_the_map():
@@ -216,8 +224,9 @@ def test_a_map_of_the_wanted_size_is_left_alone():
         (functools.partial(average_pool, window=3, stride=2, padding=1, ceil_mode=True), 2**-8),
         (functools.partial(average_pool, window=25, stride=1), 2**-8),
         (functools.partial(adaptive_average_pool, output_size=(5, 3)), 2**-7),  # by rows, then by columns
+        (global_average_pool, 2**-8),
     ],
-    ids=["max", "average", "average of many", "adaptive"],
+    ids=["max", "average", "average of many", "adaptive", "global"],
 )
 def test_bfloat16_stays_bfloat16_and_is_rounded_at_the_end_alone(pool, rounding):
     x = jnp.asarray(formula.values("bfloat16", (2, 26, 26, 3)) + 2, jnp.bfloat16)
