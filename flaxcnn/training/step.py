@@ -109,32 +109,55 @@ def make_train_step(
         gradients, metrics = _sum_over(axis_name, (gradients, metrics))
         # Of a batch without a real example nothing is learned, which is no fault of the gradients.
         correction = total / (jnp.maximum(metrics["count"], 1) * scale)
-        gradients = jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), gradients)
-        batch_stats = merge_statistics(batch_stats, momenta, axis_name)
-        checked = jax.tree.leaves((gradients, batch_stats, metrics["loss"]))
-        # Without the barrier a compiler writes the conjunction out into the update of every parameter, which is
-        # quadratic work for it: minutes for a DenseNet.
-        flags = jax.lax.optimization_barrier(jnp.stack([jnp.isfinite(leaf).all() for leaf in checked]))
-        finite = flags.all()
 
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = None
-        if state.ema is not None:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            live = {"params": params, "batch_stats": batch_stats}
-            ema = jax.tree.map(lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old), state.ema, live)
-        kept = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
-        kept = {
-            name: jax.tree.map(functools.partial(jnp.where, finite), new, getattr(state, name))
-            for name, new in kept.items()
-        }
+        def corrected() -> Any:
+            return jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), gradients)
+
+        batch_stats = merge_statistics(batch_stats, momenta, axis_name)
+        finite = _all_finite((corrected(), batch_stats, metrics["loss"]))
+        old = {name: getattr(state, name) for name in ("params", "batch_stats", "opt_state", "ema")}
+
+        def advanced() -> dict[str, Any]:
+            updates, opt_state = optimizer.update(corrected(), state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = None
+            if state.ema is not None:
+                decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+                live = {"params": params, "batch_stats": batch_stats}
+                ema = jax.tree.map(
+                    lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old), state.ema, live
+                )
+            new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+            # Statistics of float64 maps are in float64, and kept in the precision that they began in.
+            return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
+
+        kept = _where(finite, advanced, lambda: old)
         loss_scale = None if state.loss_scale is None else state.loss_scale.adjust(finite)
         metrics = {name: jnp.where(finite, value, 0) for name, value in metrics.items()}
         metrics["skipped"] = 1 - finite.astype(jnp.int32)
         return state.replace(step=state.step + 1, loss_scale=loss_scale, **kept), metrics
 
     return train_step
+
+
+def _all_finite(tree: Any) -> Array:
+    flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+    # Without the barrier a compiler may write their conjunction out into the update of every parameter, which is
+    # quadratic work for it: minutes for a DenseNet.
+    return jax.lax.optimization_barrier(flags).all()
+
+
+def _where(condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """Returns the one or the other.
+
+    A branch lets a CPU write parameters and momentum in place; to select, it would copy both first. An accelerator
+    would ask the host which branch to take.
+    """
+
+    def select(condition: Array) -> Any:
+        return jax.tree.map(functools.partial(jnp.where, condition), yes(), no())
+
+    return jax.lax.platform_dependent(condition, cpu=lambda c: jax.lax.cond(c, yes, no), default=select)
 
 
 def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
