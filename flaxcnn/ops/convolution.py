@@ -65,7 +65,7 @@ def _equally_varying(*arrays: Array) -> list[Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    by_cpu = cpu_convolution.convolve if _is_wide(x) else stock
+    by_cpu = cpu_convolution.convolve if _is_for_cpu(x) else stock
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -85,7 +85,7 @@ def _backward(geometry: Geometry, saved: tuple[Array, Array], gradient: Array) -
     def by_kernel(x: Array, kernel: Array, gradient: Array, convolve=by_accelerator) -> Array:
         return transposed(lambda kernel: convolve(x, kernel, geometry), kernel, gradient)
 
-    if _is_wide(gradient):
+    if _is_for_cpu(saved[0]):
         cpu_by_input = functools.partial(cpu_convolution.input_gradient, geometry=geometry)
         cpu_by_kernel = functools.partial(cpu_convolution.kernel_gradient, geometry=geometry)
     else:
@@ -99,9 +99,9 @@ def _backward(geometry: Geometry, saved: tuple[Array, Array], gradient: Array) -
 _convolve.defvjp(_forward, _backward)
 
 
-def _is_wide(x: Array) -> bool:
-    """Returns whether CPUs compute in this precision; half precision they convert back and forth."""
-    return x.dtype in (jnp.float32, jnp.float64)
+def _is_for_cpu(x: Array) -> bool:
+    """Returns whether CPUs have quicker ways than JAX for such maps: not in half precision, not of one pixel."""
+    return x.dtype in (jnp.float32, jnp.float64) and x.shape[1:3] != (1, 1)
 
 
 def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:
