@@ -46,11 +46,11 @@ class Records:
         return [row["revision"] for row in known] == [revision]
 
     def add(self, rows: Sequence[Row], revision: str) -> None:
-        """Puts rows in, in the place of those with the same keys, and writes the file."""
+        """Puts rows in, figures to five digits, in the place of those with the same keys, and writes the file."""
         today = datetime.date.today().isoformat()
         places = {self._key(row): place for place, row in enumerate(self.rows)}
         for row in rows:
-            row = {**row, "revision": revision, "date": today}
+            row = {**_rounded(row), "revision": revision, "date": today}
             if (place := places.get(self._key(row))) is None:
                 self.rows.append(row)
             else:
@@ -76,6 +76,14 @@ class Records:
 
     def _key(self, row: Row) -> tuple:
         return tuple(row[name] for name in self._keys)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def default_output(name: str, device: str, platform: str) -> Path:

@@ -34,6 +34,14 @@ def test_rows_with_the_same_keys_are_replaced_and_others_kept(tmp_path):
         ]
 
 
+def test_figures_have_five_digits(tmp_path):
+    path = tmp_path / "rows.json"
+    row = {"network": "a", "speed": (1 / 3, 2e-7 / 3, 123456), "seconds": {"sum": 1234.5678}}
+    Records(path, ("network",), MACHINE).add([row], "r1")
+    (read,) = json.loads(path.read_text())["rows"]
+    assert (read["speed"], read["seconds"]) == ([0.33333, 6.6667e-08, 123456], {"sum": 1234.6})
+
+
 def test_a_row_counts_as_measured_at_its_own_revision_unless_it_failed(tmp_path):
     records = Records(tmp_path / "rows.json", ("network",), MACHINE)
     records.add(
