@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from flaxcnn.ops import cpu_convolution
-from flaxcnn.ops.geometry import Geometry, stock, transposed, unstrided
+from flaxcnn.ops.geometry import Geometry, is_wide, stock, transposed, unstrided
 
 Array = jax.Array
 
@@ -101,7 +100,7 @@ _convolve.defvjp(_forward, _backward)
 
 def _is_for_cpu(x: Array) -> bool:
     """Returns whether CPUs have quicker ways than JAX for such maps: not in half precision, not of one pixel."""
-    return x.dtype in (jnp.float32, jnp.float64) and x.shape[1:3] != (1, 1)
+    return is_wide(x) and x.shape[1:3] != (1, 1)
 
 
 def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:

@@ -84,8 +84,8 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
     if geometry.is_pointwise(kernel):
         down, right = geometry.strides
         return _summed_product(x[:, ::down, ::right], gradient)[None, None]
-    is_narrow, is_strided = _is_narrow(x, kernel, geometry), geometry.strides != (1, 1)
-    if is_narrow or is_strided or not _is_large(gradient) or _left_to_eigen():
+    is_plain = geometry.strides == (1, 1) and not _is_narrow(x, kernel, geometry)
+    if not is_plain or not _is_large(gradient) or _left_to_eigen():
         return transposed(lambda kernel: stock(x, kernel, geometry), kernel, gradient)
     height, width, channels, features = kernel.shape
     x = framed(x, geometry.paddings)

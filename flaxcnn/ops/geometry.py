@@ -31,6 +31,11 @@ class Geometry(NamedTuple):
         return kernel.shape[:2] == (1, 1) and not any(map(any, self.paddings))
 
 
+def is_wide(x: Array) -> bool:
+    """Returns whether an array is of single or double precision."""
+    return x.dtype in (jnp.float32, jnp.float64)
+
+
 def stock(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Convolves maps (B, H, W, C) with a kernel (height, width, C / groups, features) as JAX does."""
     return jax.lax.conv_general_dilated(

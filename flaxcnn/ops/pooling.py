@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.errors import UserError
-from flaxcnn.ops.geometry import Paddings, framed, transposed
+from flaxcnn.ops.geometry import Paddings, framed, is_wide, transposed
 
 Array = jax.Array
 # In so many pieces at most is a maximum taken on a CPU: the windows inside, at the sides, and in the corners.
@@ -50,18 +51,24 @@ def _maximum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
             return _maximum_in_one_pass(x, window, stride, paddings)
         return _maximum_in_pieces(x, stride, rows, columns)
 
-    return jax.lax.platform_dependent(
-        x, cpu=in_pieces, default=lambda x: _stock_maximum(x, window, stride, paddings)
-    )
+    return _stock_but_on_cpus(in_pieces, x, window, stride, paddings)
 
 
-def _stock_maximum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
-    return nn.max_pool(x, (window, window), (stride, stride), paddings)
+def _stock_but_on_cpus(
+    by_cpu: Callable[[Array], Array], x: Array, window: int, stride: int, paddings: Paddings
+) -> Array:
+    def stock(x: Array) -> Array:
+        return nn.max_pool(x, (window, window), (stride, stride), paddings)
+
+    return jax.lax.platform_dependent(x, cpu=by_cpu, default=stock)
 
 
 def _maximum_in_one_pass(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
-    places = _places(framed(x, paddings, -jnp.inf), (window, window), stride)
-    return functools.reduce(jax.lax.max, places)
+    return _maximum_of_places(framed(x, paddings, -jnp.inf), (window, window), stride)
+
+
+def _maximum_of_places(x: Array, window: tuple[int, int], stride: int) -> Array:
+    return functools.reduce(jax.lax.max, _places(x, window, stride))
 
 
 class _Stretch(NamedTuple):
@@ -80,15 +87,16 @@ class _Stretch(NamedTuple):
 
 
 def _stretches(size: int, window: int, stride: int, padding: tuple[int, int]) -> list[_Stretch]:
-    """Returns the windows that the ends of the map cut, each by itself, and between them the others."""
-    count = (size + sum(padding) - window) // stride + 1
-    starts = [number * stride - padding[0] for number in range(count)]
-    seen = [(max(start, 0), min(start + window, size)) for start in starts]
-    whole = [number for number, (start, end) in enumerate(seen) if end - start == window]
-    stretches = [_Stretch(n, *seen[n], seen[n][1] - seen[n][0]) for n in range(count) if n not in whole]
-    if whole:
-        stretches.append(_Stretch(whole[0], seen[whole[0]][0], seen[whole[-1]][1], window))
-    return sorted(stretches)
+    """Returns the windows that the ends of the map cut, each by itself, and between them the others together."""
+    stretches = []
+    for number in range((size + sum(padding) - window) // stride + 1):
+        start = number * stride - padding[0]
+        first, end = max(start, 0), min(start + window, size)
+        if stretches and end - first == stretches[-1].window == window:
+            stretches[-1] = stretches[-1]._replace(end=end)
+        else:
+            stretches.append(_Stretch(number, first, end, end - first))
+    return stretches
 
 
 def _maximum_in_pieces(x: Array, stride: int, rows: list[_Stretch], columns: list[_Stretch]) -> Array:
@@ -99,8 +107,7 @@ def _maximum_in_pieces(x: Array, stride: int, rows: list[_Stretch], columns: lis
     pieces = {}
     for down, right in itertools.product(rows, columns):
         seen = x[:, down.start : down.end, right.start : right.end]
-        places = _places(seen, (down.window, right.window), stride)
-        pieces[down.first, right.first] = functools.reduce(jax.lax.max, places)
+        pieces[down.first, right.first] = _maximum_of_places(seen, (down.window, right.window), stride)
     if len(pieces) == 1:
         return pieces[0, 0]
     last = pieces[rows[-1].first, columns[-1].first].shape
@@ -113,13 +120,11 @@ def _maximum_in_pieces(x: Array, stride: int, rows: list[_Stretch], columns: lis
 
 
 def _maximum_forward(x: Array, window: int, stride: int, paddings: Paddings) -> tuple[Array, tuple[Array]]:
-    # The gradient needs the frame too, and the compiler makes it once for both.
-    result = jax.lax.platform_dependent(
-        x,
-        cpu=lambda x: _maximum_in_one_pass(x, window, stride, paddings),
-        default=lambda x: _stock_maximum(x, window, stride, paddings),
-    )
-    return result, (x,)
+    def in_one_pass(x: Array) -> Array:
+        # The gradient needs the frame too, and the compiler makes it once for both.
+        return _maximum_in_one_pass(x, window, stride, paddings)
+
+    return _stock_but_on_cpus(in_one_pass, x, window, stride, paddings), (x,)
 
 
 def _maximum_backward(
@@ -248,9 +253,12 @@ def _sum_side_by_side(x: Array, window: int) -> Array:
     def by_places(x: Array) -> Array:
         return functools.reduce(jax.lax.add, _places(x, (window, window), window))
 
+    def over_axes(x: Array) -> Array:
+        return _sum_over_axes(x, window)
+
     # XLA:CPU gives sums over axes to a library, and with them what they are sums of, convolutions included.
-    by_cpu = by_places if window**2 <= PLACES else functools.partial(_sum_over_axes, window=window)
-    return jax.lax.platform_dependent(x, cpu=by_cpu, default=functools.partial(_sum_over_axes, window=window))
+    by_cpu = by_places if window**2 <= PLACES else over_axes
+    return jax.lax.platform_dependent(x, cpu=by_cpu, default=over_axes)
 
 
 def _sum_over_axes(x: Array, window: int) -> Array:
@@ -288,8 +296,7 @@ def global_average_pool(x: Array, *, keepdims: bool = False) -> Array:
         return jax.lax.dot_general(weights, x, (((1,), (1,)), ((0,), (0,))))
 
     # For a sum see `_sum_side_by_side`. Half precision has its sums in single precision.
-    is_wide = x.dtype in (jnp.float32, jnp.float64)
-    result = jax.lax.platform_dependent(x, cpu=by_product if is_wide else mean, default=mean)
+    result = jax.lax.platform_dependent(x, cpu=by_product if is_wide(x) else mean, default=mean)
     return result[:, None, None] if keepdims else result
 
 
