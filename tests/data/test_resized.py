@@ -373,7 +373,13 @@ def test_a_process_that_is_ended_leaves_nothing(tmp_path, number, code):
             (path / kind / f"{each}.jpg").write_bytes(image)
     data_dir = tmp_path / "sets"
     command = [sys.executable, "-m", "flaxcnn", "prepare", f"folder:{path}", "--resize", "64"]
-    process = subprocess.Popen([*command, "--data-dir", str(data_dir)], cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(data_dir)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        # Processes that a shell starts in the background ignore it, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(data_dir.glob("large_64/incomplete.*/*train*")):
         time.sleep(0.05)
     time.sleep(1)
