@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/alexnet.py
 
-Test accuracy 0.8790 with seed 0, in 16 minutes on 2 busy CPU cores.
+Test accuracy 0.8967 with seed 0, in 73 seconds on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConf
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="6 epochs",
+        duration="10 epochs",
         model=ModelConfig(
             name="alexnet", options=ConfigDict({"widths": [24, 64, 96, 96, 64], "pooled_size": 1, "hidden": 256})
         ),

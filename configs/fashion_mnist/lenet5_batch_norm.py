@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/lenet5_batch_norm.py
 
-Test accuracy 0.8910 with seed 0, in 7 minutes on 2 busy CPU cores.
+Test accuracy 0.8910 with seed 0, in 22 seconds on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

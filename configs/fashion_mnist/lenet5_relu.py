@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/lenet5_relu.py
 
-Test accuracy 0.9146, the mean of seeds 0 and 1 (0.9134, 0.9158), in about 8 minutes on 2 busy CPU cores.
+Test accuracy 0.9153, the mean of seeds 0 and 1 (0.9169, 0.9136), in 50 seconds on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

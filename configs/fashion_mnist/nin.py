@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/nin.py
 
-Test accuracy 0.7735 with seed 0, in about 4 minutes on 2 busy CPU cores.
+Test accuracy 0.8706 with seed 0, in 2 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConf
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="1 epochs",
+        duration="5 epochs",
         model=ModelConfig(
             name="nin",
             options=ConfigDict({"blocks": [[5, 1, 2, 48, 40, 24], [5, 1, 2, 48, 48, 48]], "head_features": 48}),

@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/regnet.py
 
-Test accuracy 0.8714 with seed 0, in about 19 minutes on 2 busy CPU cores.
+Test accuracy 0.9168 with seed 0, in 94 seconds on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConf
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="1 epochs",
+        duration="5 epochs",
         model=ModelConfig(
             name="anynet", options=ConfigDict({"stages": [[4, 32, 16], [6, 80, 16]], "use_bias": False})
         ),

@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/resnet.py
 
-Test accuracy 0.8886 with seed 0, in about 4 minutes on 2 busy CPU cores.
+Test accuracy 0.9125 with seed 0, in 131 seconds on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConf
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="2 epochs",
+        duration="5 epochs",
         model=ModelConfig(name="resnet20", options=ConfigDict({"depths": [1, 1, 1]})),
         data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,)),
         augment=AugmentConfig(flip="random"),

@@ -3,7 +3,7 @@
     python -m flaxcnn prepare fashion_mnist
     python train.py --config=configs/fashion_mnist/vgg.py
 
-Test accuracy 0.8302 with seed 0, in about 3 minutes on 2 busy CPU cores.
+Test accuracy 0.9163 with seed 0, in a minute and a half on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConf
 def get_config() -> TrainConfig:
     return TrainConfig(
         batch_size=128,
-        duration="3 epochs",
+        duration="10 epochs",
         model=ModelConfig(
             name="vgg11",
             options=ConfigDict({"blocks": [[1, 16], [1, 32], [2, 64], [2, 128]], "pooled_size": 1, "hidden": 256}),
