@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Large enough to leave the caches, and small enough for a second or two of measuring.
 CPU_ROWS, GPU_ROWS = 2048, 16384  # of a square matrix
 CPU_BYTES, GPU_BYTES = 2**27, 2**32
+# How Linux names what makes a CPU quick at products, the widest first. A virtual machine may hide what its model
+# has.
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
 
 
 def cores() -> int:
@@ -25,20 +28,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_name() -> str:
-    """Returns the model of the CPU."""
+def _cpu_fields() -> dict[str, str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or platform.machine())
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_name() -> str:
+    """Returns the model of the CPU."""
+    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def vectors() -> str:
+    """Returns the widest vector instructions that the CPU has, or that they are not known."""
+    fields = _cpu_fields()
+    known = fields.get("flags", fields.get("Features", "")).split()
+    return next((name for flag, name in VECTORS.items() if flag in known), "vectors unknown")
 
 
 def hardware(device: str = "", platform: str = "cpu") -> dict[str, str | int]:
     """Returns what names the machine in a file of results; see `device` for the arguments."""
     gpu = {} if platform == "cpu" else {"device": device}
-    return {**gpu, "cpu": cpu_name(), "cores": cores()}
+    return {**gpu, "cpu": cpu_name(), "vectors": vectors(), "cores": cores()}
 
 
 def revision() -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -65,5 +66,20 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path):
 
 
 def test_a_gpu_names_its_machine_beside_the_cpu():
-    assert list(hardware("NVIDIA X", "gpu")) == ["device", "cpu", "cores"]
-    assert list(hardware("ignored", "cpu")) == ["cpu", "cores"]
+    assert list(hardware("NVIDIA X", "gpu")) == ["device", "cpu", "vectors", "cores"]
+    assert list(hardware("ignored", "cpu")) == ["cpu", "vectors", "cores"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "vectors"),
+    [
+        ("model name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f\n", "AVX-512"),
+        ("model name\t: Some CPU\nflags\t\t: fpu avx avx2 fma\n", "AVX2"),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", "NEON"),
+        ("model name\t: Some CPU\nflags\t\t: fpu avx2like\n", "vectors unknown"),
+        ("", "vectors unknown"),
+    ],
+)
+def test_machines_of_one_name_are_told_apart_by_their_vectors(lines, vectors, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: lines)
+    assert hardware()["vectors"] == vectors
