@@ -28,6 +28,9 @@ ACROSS, PRODUCTS, PRODUCTS_A_PIXEL = 32, 200, 18
 CROWDED = 512
 # Of gradients with more values YNNPACK takes its time over the sum by a kernel, and products of matrices do not.
 LARGE = 2**23
+# The products for the gradients of a 1x1 convolution copy as many numbers as the kernel has; with more of them for
+# each position Eigen's own are quicker.
+NUMBERS_A_POSITION = 2**11
 
 
 def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -57,7 +60,7 @@ def input_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry)
         return _placed([(part, 0) for part in parts], x.shape[:3])
     if _is_narrow(x, kernel, geometry):
         return _by_rows_transposed(x, kernel, gradient, geometry)
-    if not geometry.is_pointwise(kernel):
+    if not _is_product(kernel, gradient, geometry):
         # Between the values of a strided gradient XLA's own sees zeros, and takes its time over each of them; that
         # costs more than the zeros of the kernel here, unless there are many channels.
         convolve = unstrided if min(geometry.strides) > 1 and kernel.shape[2] <= SUPER_GROUP else stock
@@ -81,7 +84,7 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
         return jnp.concatenate(
             [part.diagonal(product) for part, product in zip(parts, products, strict=True)], axis=-1
         )
-    if geometry.is_pointwise(kernel):
+    if _is_product(kernel, gradient, geometry):
         down, right = geometry.strides
         return _summed_product(x[:, ::down, ::right], gradient)[None, None]
     is_plain = geometry.strides == (1, 1) and not _is_narrow(x, kernel, geometry)
@@ -94,6 +97,16 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
         frame = ((height - 1,) * 2, (width - 1,) * 2)
         return _correlation(framed(gradient, frame), x, (height, width))[::-1, ::-1].swapaxes(2, 3)
     return _correlation(x, gradient, (height, width))
+
+
+def _is_product(kernel: Array, gradient: Array, geometry: Geometry) -> bool:
+    """Returns whether the gradients are those of a 1x1 convolution, and quicker as products of matrices."""
+    if not geometry.is_pointwise(kernel):
+        return False
+    # With a stride Eigen, too, takes its time, over the zeros between the values of the gradient.
+    is_rivalled = _left_to_eigen() and geometry.strides == (1, 1) and isinstance(gradient.size, int)
+    positions = gradient.size // gradient.shape[3]
+    return not (is_rivalled and kernel.size > NUMBERS_A_POSITION * positions)
 
 
 def _is_large(gradient: Array) -> bool:

@@ -13,6 +13,7 @@ from flaxcnn.ops.convolution import by_accelerator, convolution
 from flaxcnn.ops.geometry import Geometry, stock
 
 PLAIN = (7, 6, 3, 3, 5, 1, 1, 1)
+FEW = (2, 1, 128, 1, 100, 1, 0, 1)  # positions, for so large a kernel
 GROUPED = (6, 5, 80, 3, 80, 2, 1, 10)  # of 8: super-groups of four groups, four and two
 # (height, width, channels, kernel size, features, stride, padding, groups)
 CASES = [
@@ -44,6 +45,7 @@ CASES = [
     (5, 6, 40, 1, 20, 1, 0, 4),
     (7, 6, 40, 1, 20, 2, 0, 4),
     (3, 3, 512, 1, 4, 1, 0, 1),  # as many channels as crowd a cache
+    FEW,
 ]
 
 
@@ -121,6 +123,13 @@ def test_accelerators_get_one_convolution_for_all_groups(library):
     gradients = jax.jit(functools.partial(value_and_gradients, functools.partial(convolution, **fields)))
     assert len(convolutions(gradients, x, kernel, platform="cuda")) == 3  # forward, and a gradient for each array
     assert len(convolutions(gradients, x, kernel, platform="cpu")) == 3 * 3  # of each super-group
+
+
+@pytest.mark.parametrize(("case", "count"), [(FEW, 3), ((4, *FEW[1:]), 1)], ids=["few positions", "more"])
+def test_gradients_of_a_large_kernel_and_few_positions_are_left_to_eigen(case, count, library):
+    x, kernel, fields = arguments(*case, np.float32)
+    run = jax.jit(functools.partial(value_and_gradients, functools.partial(convolution, **fields)))
+    assert len(convolutions(run, x, kernel, platform="cpu")) == (count if library == "Eigen" else 0)
 
 
 @pytest.mark.parametrize("size", [12, 13, 15, 16, 22])
