@@ -18,8 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Large enough to leave the caches, and small enough for a second or two of measuring.
 CPU_ROWS, GPU_ROWS = 2048, 16384  # of a square matrix
 CPU_BYTES, GPU_BYTES = 2**27, 2**32
-# How Linux names what makes a CPU quick at products, the widest first. A virtual machine may hide what its model
-# has.
+# Vector instructions by Linux's names, the widest first. A virtual machine may hide what its model has.
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
 
 
