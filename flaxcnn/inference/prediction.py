@@ -102,7 +102,7 @@ def whole_images(images: Array) -> list[Array]:
 
 
 def outside_meshes() -> contextlib.AbstractContextManager[Any]:
-    """Returns a context without a mesh of the caller's (`jax.set_mesh`), for programs that have their own devices."""
+    """Returns a context without a mesh of the caller (`jax.set_mesh`), for programs with devices of their own."""
     return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
 
 
