@@ -89,20 +89,21 @@ def look_through(name: str, path: Path) -> Contents:
 
 def missing_split(name: str, path: Path, split: str, splits: Mapping[str, Files]) -> str:
     """Returns what to add to the message that a folder has no such split: what lies there, and what to write."""
-    if (path / split).is_dir() and split not in splits:
+    there = {child.name: child for child in _folders(path)}
+    if split in there:
         look = _Look(path)
-        look.classes_in(path / split)
+        look.classes_in(there[split])
         found = look.misplaced() or f"; {printable(split)} holds no images"
     elif not any(known.lower() in _SPLITS for known in splits):
         found = _where_class_folders_lie(name, path)
     else:
         found = ""
-        for other in _folders(path):
-            if other.name not in splits and other.name.lower() in _SPLITS:
+        for other, folder in there.items():
+            if other not in splits and other.lower() in _SPLITS:
                 look = _Look(path)
-                look.classes_in(other)
+                look.classes_in(folder)
                 found += look.misplaced()
-    if "train" in splits and split != "train":
+    if set(splits) == {"train"}:
         found += (
             "; to test on a part of train: --config.data.train_split='train[:80%]' "
             "--config.data.test_split='train[80%:]'"

@@ -21,12 +21,13 @@ AUGMENTATIONS = {
     "translation": {"translation": 0.3},
     "flip": {"flip": "random"},
     "alternating flip": {"flip": "alternating"},
-    "RandAugment": {"policy": "rand_augment", "policy_magnitude": 17},
     "TrivialAugment": {"policy": "trivial_augment_wide"},
     "colour jitter": {"color_jitter": (0.4, 0.4, 0.4, 0.1)},
     "lighting": {"lighting": 0.1},
     "erasing": {"erasing": 0.7},
+    "RandAugment": {"policy": "rand_augment", "policy_magnitude": 17},
 }
+SLOW = ("RandAugment", "reflected crop")  # like another in what they draw
 COUNT = 16
 
 
@@ -53,7 +54,9 @@ def assert_same_with_x64(function, *arguments):
     return single
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in AUGMENTATIONS]
+)
 def test_augmentation(name):
     config, data = AugmentConfig(**AUGMENTATIONS[name]), DataConfig(mean=(0.4,), std=(0.3,))
     visits = np.stack([np.full(COUNT, 3, np.int32), 7 * np.arange(COUNT, dtype=np.int32)], axis=1)
@@ -85,7 +88,14 @@ def test_evaluation(views):
     assert_same_with_x64(lambda: preprocess.evaluation_inputs(DataConfig(), config, images(), dtype=jnp.float32))
 
 
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@pytest.mark.parametrize(
+    ("mixup", "cutmix"),
+    [
+        (0.8, 1.0),
+        pytest.param(0.2, 0.0, marks=pytest.mark.slow),
+        pytest.param(0.0, 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_mixing(mixup, cutmix):
     targets = np.eye(COUNT, dtype=np.float32)
 

@@ -1,5 +1,6 @@
 """What is found in folders as people have them, what is said of it, and what to write where it is not there."""
 
+import io
 import os
 import shlex
 import unicodedata
@@ -7,10 +8,12 @@ import unicodedata
 import cv2
 import numpy as np
 import pytest
+import rich.console
 
-from flaxcnn import UserError
+from flaxcnn import UserError, cli
 from flaxcnn.data import pictures
 from flaxcnn.data.sources import open_source, open_splits, refuse_data_dir
+from flaxcnn.training.loop import fit
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 # By which OpenCV writes each, and the endings that such files have.
@@ -237,3 +240,46 @@ def test_a_folder_of_prepared_sets_is_refused_beside_a_folder_of_images(flag):
         refuse_data_dir("folder:pets", "/sets", flag)
     for name, data_dir in (("mnist", "/sets"), ("folder:pets", None), ("folder:pets", "")):
         refuse_data_dir(name, data_dir, flag)
+
+
+@pytest.fixture
+def odd_set(tmp_path, config):
+    """A folder with an empty class, a hidden file, and a name that is spelt in two ways."""
+    write(tmp_path / "set", *(f"{split}/{kind}/1" for split in ("train", "test") for kind in ("a", "b", "写真")))
+    write(tmp_path / "set", "train/c/2.png", "train/a/.hidden", "test/C/3.png")
+    config.data.name, config.data.data_dir = f"folder:{tmp_path / 'set'}", None
+    config.batch_size, config.duration = 4, "1 steps"
+    said = notes(tmp_path / "set")
+    assert "holds 5 classes" in said and "1 hidden" in said and "class 'C' is in test alone" in said
+    return said
+
+
+def test_a_run_and_prepare_say_what_they_found(odd_set, tmp_path, config, capsys):
+    assert cli.main(["prepare", config.data.name]) == 0
+    assert odd_set in capsys.readouterr().out
+    shown = io.StringIO()
+    config.data.crop, config.data.loading = "random_resized", "memory"  # which do not go together
+    with pytest.raises(UserError, match="decodes pictures anew"):
+        fit(config, tmp_path / "run", console=rich.console.Console(file=shown, width=80))
+    assert odd_set in shown.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Glyph")  # which the plots have no letters for
+def test_evaluation_says_what_it_found(odd_set, tmp_path, config, capsys):
+    fit(config, tmp_path / "run", console=rich.console.Console(quiet=True))
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    assert odd_set in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--data-dir", str(tmp_path)]) == 2
+    assert "--data-dir is where prepared sets lie" in capsys.readouterr().err
+
+
+def test_a_run_and_prepare_refuse_a_folder_of_prepared_sets_before_anything_is_made(tmp_path, config, capsys):
+    write(tmp_path / "set", *(f"{kind}/{number}.png" for kind in "ab" for number in range(5)))
+    config.data.name = f"folder:{tmp_path / 'set'}"
+    with pytest.raises(UserError, match=r"--config\.data\.data_dir is where prepared sets lie"):
+        fit(config, tmp_path / "run", console=rich.console.Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["prepare", config.data.name, "--data-dir", str(tmp_path)]) == 2
+    assert "--data-dir is where prepared sets lie" in capsys.readouterr().err
