@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from flaxcnn.errors import UserError
+from flaxcnn.errors import UserError, printable
 
 # Pictures that cannot be read are named up to this number, and counted beyond.
 _NAMED = 20
@@ -133,18 +133,22 @@ def _prepare(arguments: argparse.Namespace) -> None:
     if arguments.bad_images and not arguments.resize:
         raise UserError("--bad-images goes with --resize")
     if of_folder and not arguments.resize:
-        sizes = {split: len(source) for split, source in sources.open_splits(arguments.name).items()}
-        print(f"{arguments.name} needs no preparation: {_sizes(sizes)}")
+        sources.refuse_data_dir(arguments.name, arguments.data_dir, "--data-dir")
+        splits = sources.open_splits(arguments.name)
+        _print_notes(next(iter(splits.values())).notes)
+        sizes = {split: len(source) for split, source in splits.items()}
+        print(f"{printable(arguments.name)} needs no preparation: {printable(_sizes(sizes))}")
         return
     where = (arguments.name, arguments.data_dir, arguments.source)
-    existed, left_out = False, []
+    existed, left_out, notes = False, [], ()
     with _ended_by_exception():
         if arguments.resize:
-            builder, existed, left_out = resized.prepare_resized(
+            builder, existed, left_out, notes = resized.prepare_resized(
                 *where, side=arguments.resize, bad_images=arguments.bad_images or "stop"
             )
         else:
             builder = prepare.prepare(*where)
+    _print_notes(notes)
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     already = " already" if existed else ""
     print(f"{builder.info.full_name} is prepared{already} in {builder.data_path}: {_sizes(sizes)}")
@@ -154,6 +158,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
             print(f"  {line}")
         if len(left_out) > _NAMED:
             print(f"  and {len(left_out) - _NAMED:,} more")
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note)
 
 
 @contextlib.contextmanager
@@ -173,10 +182,12 @@ def _sizes(splits: Mapping[str, int]) -> str:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from flaxcnn.data import sources
     from flaxcnn.training import inference, report
 
     experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
     config = experiment.config
+    sources.refuse_data_dir(config.data.name, arguments.data_dir, "--data-dir")
     config.evaluation.batch_size = arguments.batch_size or config.evaluation.batch_size
     config.data.data_dir = arguments.data_dir or config.data.data_dir
     config.data.bad_images = arguments.bad_images or config.data.bad_images

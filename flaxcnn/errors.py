@@ -1,6 +1,8 @@
 """The one exception for mistakes that the user can mend."""
 
 import difflib
+import os
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -20,3 +22,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException, length: int = 200) -> str:
     """Returns the first line of what an exception says, cut to a length, or its name if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:length]
+
+
+def printable(name: str | os.PathLike) -> str:
+    """Returns the name of a file or a class, or a message, as one line that UTF-8 can encode.
+
+    Control characters become escapes, as do the bytes of a name that are not UTF-8: a lone 0xE9 becomes "\\xe9".
+    """
+    text = os.fspath(name)
+    if text.isprintable():  # nearly always
+        return text
+    return "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte, by PEP 383
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+        return ascii(letter)[1:-1]
+    return letter

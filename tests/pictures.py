@@ -51,6 +51,7 @@ class Pictures:
     split: str = "test"
     class_names: tuple[str, ...] = tuple("abcdefghij")
     image_shape: tuple[int, int, int] = (12, 12, 1)
+    notes: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.labels)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxcnn.data import crops, pictures
+from flaxcnn.data import crops, pictures, remarks
 from flaxcnn.data.pictures import BadPicture
 from flaxcnn.data.sources import Source
 
@@ -77,13 +77,15 @@ class Delivery:
           Their labels, and (number of the example, reason) for each that cannot be read.
         """
         labels, bad = [], []
-        for row, (example, (encoded, label)) in enumerate(zip(examples, self.source.read(items), strict=True)):
-            labels.append(label)
-            try:
-                if isinstance(encoded, BadPicture):
-                    raise encoded
-                images[row] = self.picture(encoded, epoch, example)
-            except BadPicture as reason:
-                images[row] = 0
-                bad.append((int(example), str(reason)))
+        read = self.source.read(items)
+        with remarks.caught():
+            for row, (example, (encoded, label)) in enumerate(zip(examples, read, strict=True)):
+                labels.append(label)
+                try:
+                    if isinstance(encoded, BadPicture):
+                        raise encoded
+                    images[row] = self.picture(encoded, epoch, example)
+                except BadPicture as reason:
+                    images[row] = 0
+                    bad.append((int(example), str(reason)))
         return labels, bad

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorflow_datasets.core import constants, dataset_builder
 
-from flaxcnn.data import pictures, prepare
+from flaxcnn.data import pictures, prepare, remarks
 from flaxcnn.data.pictures import BadPicture
 from flaxcnn.data.sources import FOLDER, Source, open_splits
 from flaxcnn.errors import UserError, first_line
@@ -53,11 +53,13 @@ class Outcome(NamedTuple):
       builder: of the resized set.
       existed: whether it was prepared already.
       left_out: the pictures that cannot be read, each with the reason; empty if it existed.
+      notes: see `sources.Source`; empty if it existed.
     """
 
     builder: tfds.core.DatasetBuilder
     existed: bool
     left_out: list[str]
+    notes: tuple[str, ...] = ()
 
 
 def prepare_resized(
@@ -90,8 +92,10 @@ def prepare_resized(
 
     if not name.startswith(FOLDER):
         prepare.prepare(name, data_dir, source)
-    splits = open_splits(name, data_dir)
-    _refuse_odd_class_names(next(iter(splits.values())).class_names)
+    splits = open_splits(name, None if name.startswith(FOLDER) else data_dir)
+    first = next(iter(splits.values()))
+    notes = first.notes
+    _refuse_odd_class_names(first.class_names)
     with contextlib.ExitStack() as stack:
         resized = _Resized(
             resized_name,
@@ -118,7 +122,7 @@ def prepare_resized(
         except (OSError, RuntimeError, ValueError) as error:  # whatever a full disk leads to
             raise UserError(f"cannot write {resized_name} to {folder}: {first_line(error)}") from error
     builder = prepare.open_builder(f"{resized_name}:{origin.version}", data_dir)
-    return Outcome(builder, existed=False, left_out=resized.left_out)
+    return Outcome(builder, existed=False, left_out=resized.left_out, notes=notes)
 
 
 def smaller(encoded: bytes, side: int) -> tuple[bytes, bool]:
@@ -205,9 +209,9 @@ def _refuse_other_origins(folder: Path, description: str) -> None:
 
 
 def _refuse_odd_class_names(class_names: Sequence[str]) -> None:
-    """TFDS stores the names as lines of UTF-8 and strips them."""
+    """TFDS stores the names as lines and strips them."""
     for name in class_names:
-        if name != name.strip() or re.search(r"[\r\n]", name) or name.encode(errors="replace").decode() != name:
+        if name != name.strip():
             raise UserError(f"a data set cannot store the class name {name!r}; rename its folder")
 
 
@@ -295,16 +299,21 @@ class _Resized(dataset_builder.ShardBasedBuilder, skip_registration=True):
             yield index, {"image": picture, "label": label}
 
     def _resized(self, split: str) -> Iterator[tuple[bytes | BadPicture, int, bool]]:
-        """Yields what `_resize` returns, in order; the pool is ahead by a few tasks only."""
+        """Yields what `_resize` finds, in order; the pool is ahead by a few tasks only."""
         source = self._sources[split]
         waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         for start in range(0, len(source), CHUNK):
             items = source.items(range(start, min(start + CHUNK, len(source))))
             waiting.append(self._pool.submit(_resize, split, items, self._side))
             if len(waiting) > 2 * _cores():
-                yield from waiting.popleft().result()
+                yield from self._answer(waiting.popleft())
         while waiting:
-            yield from waiting.popleft().result()
+            yield from self._answer(waiting.popleft())
+
+    def _answer(self, future: concurrent.futures.Future) -> list[tuple[bytes | BadPicture, int, bool]]:
+        found, remark = future.result()
+        remarks.tell(remark)
+        return found
 
 
 @contextlib.contextmanager
@@ -371,8 +380,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _resize(split: str, items: Sequence[Any], side: int) -> list[tuple[bytes | BadPicture, int, bool]]:
-    """Returns (picture, label, whether it was larger) for each item."""
+def _resize(
+    split: str, items: Sequence[Any], side: int
+) -> tuple[list[tuple[bytes | BadPicture, int, bool]], str | None]:
+    """Returns (picture, label, whether it was larger) for each item, and what a decoder remarked."""
     found = []
     for encoded, label in _sources[split].read(items):
         if _stop.value:
@@ -384,4 +395,4 @@ def _resize(split: str, items: Sequence[Any], side: int) -> list[tuple[bytes | B
             found.append((picture, label, larger))
         except BadPicture as reason:
             found.append((reason, label, False))
-    return found
+    return found, remarks.take()

@@ -1,5 +1,6 @@
 """What was trained, put to use: evaluating a split, classifying pictures, exporting a program."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from flaxcnn.errors import UserError, nearest
 from flaxcnn.inference import Predictor, export
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.compilation import keep_compiled_programs
+from flaxcnn.training.distributed import is_primary
 from flaxcnn.training.evaluation import Evaluation, evaluation_batch_size, make_evaluator
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.feed import memory_for_data, open_delivery, open_splits
@@ -61,6 +63,8 @@ def evaluate(experiment: Experiment, state: TrainState, split: str | None = None
     config = experiment.config
     delivery = open_delivery(config, split or config.data.test_split, training=False)
     source = delivery.source
+    for note in source.notes if is_primary() else ():
+        print(note, file=sys.stderr)
     if source.class_names != experiment.class_names or delivery.image_shape != experiment.image_shape:
         raise UserError(f"data set {source.name} has other classes or sizes than the one that was trained on")
     strategy = Strategy()

@@ -17,6 +17,7 @@ import rich.console
 
 from flaxcnn.config import TrainConfig
 from flaxcnn.data.delivery import Delivery
+from flaxcnn.data.sources import refuse_data_dir
 from flaxcnn.errors import UserError
 from flaxcnn.training import workdir as workdir_lib
 from flaxcnn.training.checkpoint import Checkpoints
@@ -76,6 +77,7 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
     keep_compiled_programs()
     with together():
         check_config(config)
+        refuse_data_dir(config.data.name, config.data.data_dir, "--config.data.data_dir")
         train = open_delivery(config, config.data.train_split, training=True)
         test = open_delivery(config, config.data.test_split, training=False)
         changes = workdir_lib.check_usable(workdir, config, _description(train, test))
@@ -87,6 +89,8 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
         f"{config.model.name} on {config.data.name}: {len(train.source):,} training and {len(test.source):,} test "
         f"images, {plan.total:,} steps of {config.batch_size}, in {workdir}",
     )
+    for note in train.source.notes:
+        say(console, note)
     for change in changes:
         say(console, f"changed since the checkpoint: {change}")
 
