@@ -1,6 +1,7 @@
-"""The one exception for mistakes that the user can mend."""
+"""The one exception for mistakes that the user can mend, and text that is fit to print."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -20,3 +21,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException, length: int = 200) -> str:
     """Returns the first line of what an exception says, cut to a length, or its name if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:length]
+
+
+def printable(text: str) -> str:
+    """Returns text on one line that any UTF-8 file or screen takes: control characters and stray bytes escaped."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        else character
+        for character in text
+    )

@@ -12,6 +12,7 @@ import numpy as np
 
 from flaxcnn.data.pictures import BadPicture
 from flaxcnn.errors import UserError, first_line, nearest
+from flaxcnn.paths import local_path
 
 FOLDER = "folder:"
 # Of the pictures of a class in a folder without splits, one in so many is for testing.
@@ -95,6 +96,36 @@ def open_splits(name: str, data_dir: str | None = None) -> dict[str, Source]:
             for split in builder.info.splits
         }
     return {split: source for split, source in sources.items() if len(source)}
+
+
+def open_files(paths: Sequence[str | Path]) -> "FolderSource":
+    """Opens image files, and all images in folders and below, these sorted by path, without labels: they have -1.
+
+    Raises:
+      UserError: there is no such file, or a folder holds no images.
+    """
+    files: list[str] = []
+    for path in map(local_path, paths):
+        if path.is_dir():
+            try:
+                found = [os.path.normpath(path / file) for file in _walk(path, path)]
+            except OSError as error:
+                raise UserError(f"cannot look through {path}: {error.strerror}: {error.filename}") from error
+            if not found:
+                raise UserError(f"folder {path} holds no images")
+            files += sorted(found)
+        elif path.exists():
+            files.append(str(path))
+        else:
+            siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"cannot read {path}: there is no such file{nearest(path.name, siblings)}")
+    encoded = np.array(list(map(os.fsencode, files)), bytes)
+    return FolderSource("files", "files", (), path="", files=encoded, labels=np.full(len(files), -1, np.int32))
+
+
+def is_flat(name: str) -> bool:
+    """Returns whether "folder:PATH", which must be there, holds the folders of classes, and none of splits."""
+    return not _are_splits(_folders(local_path(name.removeprefix(FOLDER))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +327,7 @@ def _content(path: bytes) -> bytes | BadPicture:
 
 def _look_through(name: str) -> tuple[str, dict[str, list[tuple[str, str]]], tuple[str, ...]]:
     """Returns the path of "folder:PATH", what `_scan` finds there, and the classes."""
-    path = Path(os.path.expanduser(name.removeprefix(FOLDER)))  # noqa: PTH111 - pathlib raises on unknown users
+    path = local_path(name.removeprefix(FOLDER))
     try:
         if not path.is_dir():
             raise UserError(f"data.name is {name!r}, and there is no folder {path}")
