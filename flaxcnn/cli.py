@@ -2,14 +2,13 @@
 
 import argparse
 import contextlib
-import io
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flaxcnn.errors import UserError, printable
+from flaxcnn.errors import UserError, escape_unencodable_output, printable
 from flaxcnn.paths import local_path
 
 # Images that cannot be read are named up to this number, and counted beyond.
@@ -28,9 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, or 2 after a mistake of the user's."""
-    for stream in (sys.stdout, sys.stderr):  # names of files and classes may be in a script that the screen lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    escape_unencodable_output()
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
@@ -233,7 +230,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config.data.bad_images = arguments.bad_images or config.data.bad_images
     if arguments.data:
         delivery = inference.open_other_data(experiment, arguments.data, arguments.split, workdir=arguments.workdir)
-        split = f"{arguments.data} {delivery.source.split}"
+        split = delivery.source.split
+        whole = " (the folder has no splits)" if split == "all" and not arguments.split else ""
+        print(f"{arguments.data}: split {split}{whole}, {len(delivery.source):,} images")
     else:
         delivery = inference.open_data(experiment, arguments.split)
         split = delivery.source.split

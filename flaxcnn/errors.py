@@ -1,6 +1,8 @@
 """The one exception for mistakes that the user can mend, and text that is fit to print."""
 
 import difflib
+import io
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -31,3 +33,10 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def escape_unencodable_output() -> None:
+    """Has standard output and error escape what their encoding lacks, such as names in another script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

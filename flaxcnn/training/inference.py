@@ -101,6 +101,8 @@ def open_other_data(experiment: Experiment, name: str, split: str | None = None,
     Raises:
       UserError: it is not there, has no such split, or has a class that was not trained.
     """
+    if name.startswith(FOLDER) and not local_path(name.removeprefix(FOLDER)).is_dir():
+        raise UserError(f"there is no folder {local_path(name.removeprefix(FOLDER))} to evaluate on")
     data_dir = None if name.startswith(FOLDER) else experiment.config.data.data_dir
     try:
         source = _open_split(experiment, name, split, data_dir, workdir)

@@ -113,7 +113,8 @@ def _class_lines(evaluation: Evaluation, names: tuple[str, ...], width: int) -> 
     for index, (name, accuracy) in enumerate(zip(names, evaluation.class_accuracy, strict=True)):
         row = "".join(f"{count or '.':>{cell}}" for count in evaluation.confusion[index]) if fits else ""
         label = name if name == str(index) else f"{index} {name}"
-        lines.append(f"  {label:<{label_width}}{accuracy:.4f} {row}".rstrip())
+        shown = "none  " if np.isnan(accuracy) else f"{accuracy:.4f}"  # none: the split has no such images
+        lines.append(f"  {label:<{label_width}}{shown} {row}".rstrip())
     return lines
 
 
