@@ -291,10 +291,11 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(printable(file))
             for index in predictions.likeliest(probabilities, arguments.top):
                 print(f"  {probabilities[index]:.4f}  {printable(names[index])}")
+        if not count:
+            more = f", and {len(source) - 1:,} more" if len(source) > 1 else ""
+            raise UserError(f"no image can be read: {bad[0]}{more}")
         for line in _left_out(len(source) - count, bad):
             print(line, file=sys.stderr)
-        if not count:
-            raise UserError(f"none of the {len(source):,} images can be read")
     if arguments.output:
         print(f"predictions of {count:,} images in {arguments.output}")
 
