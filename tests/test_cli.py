@@ -360,11 +360,12 @@ def test_a_process_that_predicts_3000_images_holds_little_more_than_of_10(traine
     cv2.imwrite(str(tmp_path / "images" / "0.jpg"), cv2.resize(pixels, (300, 256)))
     for number in range(1, 3000):
         (tmp_path / "images" / f"{number}.jpg").hardlink_to(tmp_path / "images" / "0.jpg")
-    from flaxcnn.config import DataConfig, ModelConfig, TrainConfig
+    from flaxcnn.config import DataConfig, ModelConfig, ParallelConfig, TrainConfig
 
     config = TrainConfig(
         batch_size=4,
         duration="1 steps",
+        parallel=ParallelConfig(strategy="jit"),
         model=ModelConfig(name="resnet18"),
         data=DataConfig(name=f"folder:{write_folder(tmp_path / 'pets', 6)}", image_size=256),
     )

@@ -21,6 +21,7 @@ from flaxcnn.training import loop, plan, program
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.inference import evaluate, load_trained
 from flaxcnn.training.logging import read_metrics
+from tests.pictures import write_folder
 
 TIMES = ("images_per_second", "waiting_for_data")
 
@@ -79,6 +80,21 @@ def test_a_figure_that_fails_is_a_line_after_the_results(config, tmp_path, conso
     monkeypatch.setitem(sys.modules, "flaxcnn.inspect.plots", None)  # as if matplotlib were missing
     monkeypatch.delattr("flaxcnn.inspect.plots")
     assert loop.fit(config, tmp_path / "run", console=console).scalars == result.scalars
+
+
+def test_classes_may_be_called_anything(config, tmp_path, console):
+    folder, names = write_folder(tmp_path / "$x$", 10), ("$\\frac$", "new\nline {", os.fsdecode(b"\xff_^"))
+    for before, name in zip(sorted(folder.iterdir()), names, strict=True):
+        before.rename(folder / name)
+    config.data.name, config.data.data_dir, config.duration = f"folder:{folder}", None, "1 steps"
+    config.batch_size, config.model.options = 8, ConfigDict()
+    for _ in range(2):  # the second finds the run complete
+        loop.fit(config, tmp_path / "run", console=console)
+        assert set(json.loads((tmp_path / "run" / "results.json").read_text())["class_accuracy"]) == set(names)
+        for figure in ("learning_curves.png", "confusion_matrix.png"):
+            assert (tmp_path / "run" / figure).read_bytes().startswith(b"\x89PNG")
+            (tmp_path / "run" / figure).unlink()
+    assert "warning" not in console.file.getvalue() and "0 $\\frac$ " in console.file.getvalue()
 
 
 @pytest.mark.parametrize("precision", ["x32", pytest.param("x64", marks=pytest.mark.slow)])
