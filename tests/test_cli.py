@@ -366,7 +366,7 @@ def test_a_process_that_predicts_3000_images_holds_little_more_than_of_10(traine
         batch_size=4,
         duration="1 steps",
         parallel=ParallelConfig(strategy="jit"),
-        model=ModelConfig(name="resnet18"),
+        model=ModelConfig(name="lenet5"),
         data=DataConfig(name=f"folder:{write_folder(tmp_path / 'pets', 6)}", image_size=256),
     )
     loop.fit(config, tmp_path / "run")
