@@ -1,7 +1,9 @@
-"""The one exception for mistakes that the user can mend."""
+"""The one exception for mistakes that the user can mend, and text that is fit to print."""
 
 import difflib
+import io
 import os
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -41,3 +43,10 @@ def _escaped(letter: str) -> str:
     if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
         return ascii(letter)[1:-1]
     return letter
+
+
+def escape_unencodable_output() -> None:
+    """Has standard output and error escape what their encoding lacks, such as names in another script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -26,9 +26,6 @@ def prepare_process() -> None:
     if "GLIBC_TUNABLES" in variables and sys.executable:
         with contextlib.suppress(OSError):  # then it goes on as it is
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # there is none, or another object in its place
-            stream.reconfigure(errors="backslashreplace")  # names of files and classes, on any terminal
 
 
 def settings() -> dict[str, str]:

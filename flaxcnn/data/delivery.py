@@ -51,7 +51,9 @@ class Delivery:
                 raise BadPicture(f"{image.shape[1]}x{image.shape[0]} pixels instead of {width}x{height}")
             return image
         if self.crop == "center":
-            return crops.test_picture(encoded, channels, height)
+            square = crops.test_picture(encoded, channels, max(height, width))
+            top, left = round((len(square) - height) / 2), round((len(square) - width) / 2)
+            return square[top : top + height, left : left + width]
 
         def choose(stored_height: int, stored_width: int) -> crops.Box:
             if self.crop == "random":

@@ -87,6 +87,16 @@ def look_through(name: str, path: Path) -> Contents:
     return Contents(splits, classes, tuple(notes))
 
 
+def is_flat(path: Path) -> bool:
+    """Returns whether a folder holds the folders of classes, and none of splits."""
+    return not _are_splits(_folders(path))
+
+
+def images_below(path: Path) -> list[str]:
+    """Returns the images in a folder and below, as paths below it."""
+    return _Look(path).class_files(path)
+
+
 def missing_split(name: str, path: Path, split: str, splits: Mapping[str, Files]) -> str:
     """Returns what to add to the message that a folder has no such split: what lies there, and what to write."""
     there = {child.name: child for child in _folders(path)}

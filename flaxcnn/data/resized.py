@@ -33,6 +33,7 @@ from flaxcnn.data import pictures, prepare, remarks
 from flaxcnn.data.pictures import BadPicture
 from flaxcnn.data.sources import FOLDER, Source, open_splits
 from flaxcnn.errors import UserError, first_line
+from flaxcnn.paths import local_path
 
 # Of scikit-learn's two photographs at 384x256, quality 85, 95 and 100 take 20, 37 and 76 kB and give 34.5, 37.7 and
 # 39.3 dB: beyond 95 the error hardly falls, because chroma has half the resolution, and the size doubles.
@@ -183,7 +184,7 @@ def _tfds_origin(name: str, side: int, data_dir: str | None) -> _Origin:
 
 
 def _folder_origin(name: str, side: int) -> _Origin:
-    path = os.path.abspath(os.path.expanduser(name.removeprefix(FOLDER)))  # noqa: PTH100, PTH111 - keeps links
+    path = os.path.abspath(local_path(name.removeprefix(FOLDER)))  # noqa: PTH100 - keeps links
     identifier = _identifier(Path(path).name)
     if f"{identifier}_{side}" in tfds.list_builders(with_community_datasets=False):
         raise UserError(f"{identifier}_{side} is a data set of TFDS's own; give the folder {path} another name")
@@ -239,7 +240,7 @@ class _Resized(dataset_builder.ShardBasedBuilder, skip_registration=True):
         self._side, self._origin, self._sources, self._skip = side, origin, sources, skip
         self._pool, self._progress = pool, progress
         self._any_larger = False
-        super().__init__(data_dir=data_dir, file_format=prepare.FILE_FORMAT)
+        super().__init__(data_dir=str(prepare.folder_of_sets(data_dir)), file_format=prepare.FILE_FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
         height, width, _ = self._origin.image_shape

@@ -13,6 +13,7 @@ import numpy as np
 from flaxcnn.data import folders
 from flaxcnn.data.pictures import BadPicture
 from flaxcnn.errors import UserError, first_line, nearest, printable
+from flaxcnn.paths import local_path
 
 FOLDER = "folder:"
 
@@ -110,6 +111,36 @@ def refuse_data_dir(name: str, data_dir: str | None, flag: str) -> None:
             f"{flag} is where prepared sets lie, and {printable(name)} is read where it lies: leave out {flag}, "
             f"and write the whole path after {FOLDER}"
         )
+
+
+def open_files(paths: Sequence[str | Path]) -> "FolderSource":
+    """Opens image files, and all images in folders and below, these sorted by path, without labels: they have -1.
+
+    Raises:
+      UserError: there is no such file, or a folder holds no images.
+    """
+    files: list[str] = []
+    for path in map(local_path, paths):
+        if path.is_dir():
+            try:
+                found = [os.path.normpath(path / file) for file in folders.images_below(path)]
+            except OSError as error:
+                raise UserError(f"cannot look through {path}: {error.strerror}: {error.filename}") from error
+            if not found:
+                raise UserError(f"folder {path} holds no images")
+            files += sorted(found)
+        elif path.exists():
+            files.append(str(path))
+        else:
+            siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"cannot read {path}: there is no such file{nearest(path.name, siblings)}")
+    encoded = np.array(list(map(os.fsencode, files)), bytes)
+    return FolderSource("files", "files", (), path="", files=encoded, labels=np.full(len(files), -1, np.int32))
+
+
+def is_flat(name: str) -> bool:
+    """Returns whether "folder:PATH", which must be there, holds the folders of classes, and none of splits."""
+    return folders.is_flat(local_path(name.removeprefix(FOLDER)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +342,7 @@ def _content(path: bytes) -> bytes | BadPicture:
 def _look_through(name: str) -> tuple[Path, folders.Contents]:
     """Returns the path of "folder:PATH", and what lies there."""
     written = name.removeprefix(FOLDER)
-    path = Path(os.path.expanduser(written))  # noqa: PTH111 - pathlib raises on unknown users
+    path = local_path(written)
     try:
         if not written or not path.is_dir():
             what = f"there is no folder {printable(path)}" if written else "it names no folder"
