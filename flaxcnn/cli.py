@@ -261,7 +261,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     with _ended_by_exception(), predictions.writing(arguments.output, names, top=5) as write:
         for prediction in found:
-            file = {"file": source.describe(prediction.index)} if of_files else {}
+            file = {"file": source.file(prediction.index)} if of_files else {}
             image = {"index": prediction.index, **file, "label": names[prediction.label]}
             write(image, prediction.probabilities)
     print(f"predictions of {evaluation.count:,} images in {arguments.output}")
@@ -292,7 +292,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             write = stack.enter_context(predictions.writing(arguments.output, names, arguments.top))
         for prediction in found:
             count += 1
-            file, probabilities = source.describe(prediction.index), prediction.probabilities
+            file, probabilities = source.file(prediction.index), prediction.probabilities
             if arguments.output:
                 write({"file": file}, probabilities)
                 continue

@@ -302,9 +302,13 @@ class FolderSource:
         """Of the names of all files and their order; not of what they hold."""
         return _digest(b"\0".join(self.files.tolist()))
 
+    def file(self, index: int) -> str:
+        """Returns the path of the file."""
+        return os.path.join(self.path, os.fsdecode(bytes(self.files[index])))  # noqa: PTH118
+
     def describe(self, index: int) -> str:
         """Returns the path of the file, made fit to print."""
-        return printable(Path(self.path, os.fsdecode(bytes(self.files[index]))))
+        return printable(self.file(index))
 
     def __getstate__(self) -> dict[str, Any]:
         nothing = {"files": self.files[:0], "labels": self.labels[:0]}

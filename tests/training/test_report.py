@@ -54,5 +54,5 @@ def test_a_class_without_images_and_names_of_several_lines_keep_the_table_in_ord
     assert [line.split() for line in lines[2:]] == [
         ["0", "new\\nline", "0.7500", "3", "1", "."],
         ["1", "tab\\t", "none", ".", ".", "."],
-        ["2", "stray", "\\udcff", "1.0000", ".", ".", "2"],
+        ["2", "stray", "\\xff", "1.0000", ".", ".", "2"],
     ]
