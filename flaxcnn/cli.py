@@ -1,12 +1,14 @@
 """The verbs of `python -m flaxcnn`: list, summary, prepare, evaluate, predict, export."""
 
 import argparse
+import ast
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flaxcnn.errors import UserError
 
@@ -44,10 +46,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     names.set_defaults(run=_list)
 
-    summary = verbs.add_parser("summary", help="what a network costs, layer by layer")
+    summary = verbs.add_parser("summary", help="each layer of a network, in order, and what it costs")
     summary.add_argument("name", metavar="NAME", help="such as resnet50")
-    summary.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: what it was made for")
+    summary.add_argument("--image-size", type=_size, metavar="SIZE", help="224 or 224x160; default: the network's")
+    summary.add_argument("--channels", type=_positive, help="of the images; default: the network's")
     summary.add_argument("--batch", type=_positive, metavar="IMAGES", default=1, help="images at a time")
+    # Both write into one list, of which the last counts.
+    summary.add_argument(
+        "--num-classes",
+        type=_num_classes,
+        dest="fields",
+        action="append",
+        default=[],
+        help="0 for features",
+    )
+    summary.add_argument(
+        "--set",
+        type=_field,
+        metavar="FIELD=VALUE",
+        dest="fields",
+        action="append",
+        default=[],
+        help="a field of the network: norm=batch_norm, depths=1,1,1, dtype=bfloat16",
+    )
     summary.set_defaults(run=_summary)
 
     prepare = verbs.add_parser("prepare", help="download and prepare a TFDS data set")
@@ -105,6 +126,27 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _size(text: str) -> tuple[int, int]:
+    """Returns height and width of "224" or "224x160"."""
+    height, *width = text.split("x", 1)
+    return _positive(height), _positive(*width or [height])
+
+
+def _num_classes(text: str) -> tuple[str, int]:
+    return "num_classes", 0 if text == "0" else _positive(text)
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """Returns name and value of a field: a number, a list ("1,1,1" or "[[1, 64], [2, 128]]"), true, none or text."""
+    name, equals, value = text.partition("=")
+    if not equals or name in ("", "name"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as norm=batch_norm")
+    for parse in (ast.literal_eval, json.loads, lambda value: json.loads(f"[{value}]")):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return name, parse(value)
+    return name, None if value == "none" else value
+
+
 def _console():
     """Returns a console that does not squeeze tables where no one looks on: in a file or a pipe."""
     from rich.console import Console
@@ -121,7 +163,14 @@ def _list(arguments: argparse.Namespace) -> None:
 def _summary(arguments: argparse.Namespace) -> None:
     from flaxcnn.inspect import summary
 
-    summary.print_summary(_console(), arguments.name, image_size=arguments.image_size, batch=arguments.batch)
+    summary.print_summary(
+        _console(),
+        arguments.name,
+        dict(arguments.fields),
+        image_size=arguments.image_size,
+        channels=arguments.channels,
+        batch=arguments.batch,
+    )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
