@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -109,9 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
     predict.set_defaults(run=_predict)
 
-    export = verbs.add_parser("export", help="write what a work directory holds as a program that needs only JAX")
-    export.add_argument("workdir", metavar="WORKDIR", type=Path)
-    export.add_argument("file", metavar="FILE", type=Path, help="to write; FILE.json names the classes")
+    export = verbs.add_parser("export", help="write a network as a program that needs only JAX, or as ONNX")
+    export.add_argument("source", metavar="NAME|WORKDIR", help="a network, such as resnet50, or a work directory")
+    export.add_argument(
+        "file", metavar="FILE", type=Path, help="to write, as ONNX if it ends in .onnx; FILE.json names the classes"
+    )
+    export.add_argument(
+        "--weights",
+        metavar="TAG|FILE|random",
+        help="of NAME: published ones (default: torchvision's), a file, or random, to measure how fast it is",
+    )
+    export.add_argument(
+        "--image-size", type=_size_or_any, metavar="SIZE", help="of NAME: 224, 224x160 or any; default: its own"
+    )
     export.set_defaults(run=_export)
 
     for verb in (evaluate, predict, export):
@@ -132,12 +143,16 @@ def _size(text: str) -> tuple[int, int]:
     return _positive(height), _positive(*width or [height])
 
 
+def _size_or_any(text: str) -> tuple[int | None, int | None]:
+    return (None, None) if text == "any" else _size(text)
+
+
 def _num_classes(text: str) -> tuple[str, int]:
     return "num_classes", 0 if text == "0" else _positive(text)
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """Returns name and value of a field: a number, a list ("1,1,1" or "[[1, 64], [2, 128]]"), true, none or text."""
+    """Returns name and value of a field: a number, lists ("1,1,1", "[[1, 64], [2, 128]]"), true, none or text."""
     name, equals, value = text.partition("=")
     if not equals or name in ("", "name"):
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as norm=batch_norm")
@@ -252,12 +267,48 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from flaxcnn.models import list_models
+
+    is_name = arguments.source in list_models() and not Path(arguments.source).is_dir()
+    if is_name and (arguments.checkpoint != "latest" or arguments.averaged):
+        raise UserError("--checkpoint and --averaged are for work directories; networks by name have --weights")
+    if not is_name and (arguments.weights or arguments.image_size):
+        raise UserError(
+            f"--weights and --image-size are for networks by name (python -m flaxcnn list), which "
+            f"{arguments.source} is not; a run has its own"
+        )
+    maps = _export_network(arguments) if is_name else _export_run(arguments)
+    print(f"{arguments.file} maps {maps} ({arguments.file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _export_run(arguments: argparse.Namespace) -> str:
     from flaxcnn.training import inference
 
-    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
+    workdir = Path(arguments.source)
+    experiment, state = inference.load_trained(workdir, arguments.checkpoint, averaged=arguments.averaged)
     inference.export_trained(experiment, state, arguments.file)
-    height, width, channels = experiment.image_shape
-    print(
-        f"{arguments.file} maps uint8 images of {height}x{width}x{channels} to the probabilities of "
-        f"{len(experiment.class_names)} classes ({arguments.file.stat().st_size / 1e6:.1f} MB)"
-    )
+    size = "x".join(map(str, experiment.image_shape))
+    return f"uint8 images of {size} to the probabilities of {len(experiment.class_names)} classes"
+
+
+def _export_network(arguments: argparse.Namespace) -> str:
+    import jax
+    import jax.numpy as jnp
+
+    from flaxcnn import create_model, export, load_pretrained, model_info
+
+    info = model_info(arguments.source)
+    *own_size, channels = info.input_shape
+    height, width = arguments.image_size or own_size
+    if arguments.weights == "random":
+        model = create_model(info.name)
+        images = jnp.zeros((1, height or own_size[0], width or own_size[1], channels))
+        variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
+        names, normalised = None, ""
+    else:
+        model, variables = load_pretrained(info.name, arguments.weights or "default")
+        names = info.class_names if model.num_classes == info.num_classes else None
+        normalised = f", normalised by mean {info.mean} and deviation {info.std},"
+    export(arguments.file, model, variables, (height, width, channels), class_names=names)
+    size = f"{height or 'any'}x{width or 'any'}x{channels}"
+    return f"float32 images of {size}{normalised} to the logits of {model.num_classes} classes"

@@ -8,7 +8,9 @@ import collections
 import dataclasses
 import importlib.metadata
 import math
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import onnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from onnx import TensorProto, helper, numpy_helper
 
+from flaxcnn.atomic import write_whole
 from flaxcnn.errors import UserError
 from flaxcnn.models.cost import module_path
 from flaxcnn.ops import stock_operations
@@ -85,7 +88,9 @@ def to_onnx(
     writer = _Writer(network)
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     weights = [_Constant(np.asarray(leaf), _weight_name(path)) for path, leaf in leaves]
-    (result,) = writer.run(program.jaxpr, program.consts, [*weights, _Tensor("images", tuple(range(images.ndim)), images.shape)])
+    (result,) = writer.run(
+        program.jaxpr, program.consts, [*weights, _Tensor("images", tuple(range(images.ndim)), images.shape)]
+    )
     output = "probabilities" if probabilities else "logits"
     result = writer.plain(result)
     if probabilities:
@@ -108,6 +113,17 @@ def to_onnx(
         producer_name="flaxcnn",
         producer_version=importlib.metadata.version("flaxcnn"),
     )
+
+
+def save(model: onnx.ModelProto, path: Path, data: Path | None) -> None:
+    """Writes a model whole or not at all, its weights into a file beside it if one is named."""
+    if data is None:
+        write_whole(path, model.SerializeToString())
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        onnx.save_model(model, f"{folder}/{path.name}", save_as_external_data=True, location=data.name)
+        Path(folder, data.name).replace(data)
+        Path(folder, path.name).replace(path)
 
 
 def _weight_name(path: tuple) -> str:
@@ -170,7 +186,9 @@ class _Writer:
 
     # Nodes, and values brought into the form that a node takes.
 
-    def emit(self, operator: str, inputs: Sequence[_Value], order: _Order, shape: _Shape, **attributes: Any) -> _Tensor:
+    def emit(
+        self, operator: str, inputs: Sequence[_Value], order: _Order, shape: _Shape, **attributes: Any
+    ) -> _Tensor:
         """Adds a node; its inputs are taken as they lie in the graph."""
         names = [self._weight(each) if isinstance(each, _Constant) else each.name for each in inputs]
         name = self._unique(f"{self._path}/{operator}".strip("/"))
@@ -199,7 +217,9 @@ class _Writer:
         x = self._scaled(x)
         if None in x.order:
             extra = [axis for axis, place in enumerate(x.order) if place is None]
-            x = self.emit("Squeeze", [x, _integers(extra)], [place for place in x.order if place is not None], x.shape)
+            x = self.emit(
+                "Squeeze", [x, _integers(extra)], [place for place in x.order if place is not None], x.shape
+            )
         if x.order == tuple(order):
             return x
         return self.emit("Transpose", [x], order, x.shape, perm=[x.order.index(place) for place in order])
@@ -224,7 +244,7 @@ class _Writer:
         first, *others = arguments
         if operation in ("mul", "div") and isinstance(first, _Tensor) and isinstance(others[0], _Constant):
             factor = np.unique(others[0].value.astype(np.float64))
-            if first.factor != 1 and factor.size == 1:
+            if factor.size == 1 and (first.factor != 1 or factor[0] == 1):
                 factor = first.factor * (factor[0] if operation == "mul" else 1 / factor[0])
                 return dataclasses.replace(first, factor=1.0 if abs(factor - 1) < 1e-6 else factor)
         rank = max(len(_shape(each)) for each in arguments)
@@ -280,8 +300,7 @@ class _Writer:
         new = [place for place in range(len(shape)) if place not in places.values()]
         order = [places.get(place) for place in x.order]
         if order.count(None) < len(new):
-            x = self.emit("Reshape", [self.plain(x), _integers(_sizes(shape))], range(len(shape)), shape)
-            return x
+            return self.emit("Reshape", [self.plain(x), _integers(_sizes(shape))], range(len(shape)), shape)
         for axis, place in enumerate(order):
             if place is None and new:
                 order[axis] = new.pop(0)
@@ -348,7 +367,12 @@ class _Writer:
 
     def _reduce_sum(self, equation: JaxprEqn, x: _Tensor) -> _Tensor:
         axes, shape = equation.params["axes"], equation.invars[0].aval.shape
-        if x.order == _NCHW and axes == (1, 2) and x.shape == shape and all(isinstance(shape[axis], int) for axis in axes):
+        if (
+            x.order == _NCHW
+            and axes == (1, 2)
+            and x.shape == shape
+            and all(isinstance(shape[axis], int) for axis in axes)
+        ):
             x = self._scaled(x)
             mean = self.emit("GlobalAveragePool", [x], (0, 1, None, None), (shape[0], shape[3]))
             return dataclasses.replace(mean, factor=float(shape[1] * shape[2]))
@@ -369,7 +393,10 @@ class _Writer:
             if isinstance(x, _Tensor) and x.flattened is not None:
                 # The rows of the matrix follow the order in which the graph flattens.
                 height, width, channels = x.flattened.shape[1:]
-                y = _Constant(y.value.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(y.value.shape), y.name)
+                y = _Constant(
+                    y.value.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(y.value.shape),
+                    y.name,
+                )
                 x = self.emit("Flatten", [x.flattened], (0, 1), x.shape, axis=1)
             return self.emit("Gemm", [self.plain(x), y], (0, 1), shape)
         letters = iter("abcdefghijklmnopqrstuvwxyz")
@@ -400,53 +427,68 @@ class _Writer:
         pads = [sides[place][side] for side in (0, 1) for place in x.order]
         return self.emit("Pad", [x, _integers(pads), value], x.order, shape)
 
+    def _stack(self, equation: JaxprEqn, *arrays: _Value) -> _Tensor:
+        axis, shape = equation.params["axis"], equation.outvars[0].aval.shape
+        places = [place for place in range(len(shape)) if place != axis]
+        whole = [self._expanded(x, v.aval.shape) for x, v in zip(arrays, equation.invars, strict=True)]
+        parts = [self._with_axes(x, dict(enumerate(places)), [*shape[:axis], 1, *shape[axis + 1 :]]) for x in whole]
+        return self.emit("Concat", [self.plain(part) for part in parts], range(len(shape)), shape, axis=axis)
+
     def _slice(self, equation: JaxprEqn, x: _Tensor) -> _Tensor:
         fields = equation.params
-        steps = fields["strides"] or (1,) * len(fields["start_indices"])
-        return self._sliced(equation, x, fields["start_indices"], fields["limit_indices"], steps)
+        strides = fields["strides"] or (1,) * len(fields["start_indices"])
+        parts = zip(fields["start_indices"], fields["limit_indices"], strides, strict=True)
+        return self._cut(x, {axis: slice(*part) for axis, part in enumerate(parts)})
 
     def _rev(self, equation: JaxprEqn, x: _Tensor) -> _Tensor:
-        turned, shape = equation.params["dimensions"], equation.outvars[0].aval.shape
-        ends = [-_LARGE if axis in turned else size for axis, size in enumerate(shape)]
-        return self._sliced(
-            equation, x, [-1 if axis in turned else 0 for axis in range(len(shape))], ends,
-            [-1 if axis in turned else 1 for axis in range(len(shape))],
-        )
+        return self._cut(x, dict.fromkeys(equation.params["dimensions"], slice(-1, -_LARGE, -1)))
 
-    def _dynamic_slice(self, equation: JaxprEqn, x: _Tensor, *starts: _Constant) -> _Tensor:
-        starts = [int(start.value) for start in starts]
-        limits = [start + size for start, size in zip(starts, equation.params["slice_sizes"], strict=True)]
-        return self._sliced(equation, x, starts, limits, [1] * len(starts))
-
-    def _gather(self, equation: JaxprEqn, x: _Tensor, indices: _Constant) -> _Tensor:
+    def _gather(self, equation: JaxprEqn, x: _Tensor, indices: _Value) -> _Tensor:
+        """Writes what indexing by numbers, slices and lists of one axis each comes to."""
         numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
         axes, shape = numbers.start_index_map, equation.outvars[0].aval.shape
-        if isinstance(indices, _Constant) and not numbers.operand_batching_dims:
-            if indices.value.shape == (len(axes),):  # one slice
-                starts = [0] * len(sizes)
-                for axis, start in zip(axes, indices.value, strict=True):
-                    starts[axis] = int(start)
-                limits = [start + size for start, size in zip(starts, sizes, strict=True)]
-                x = self._sliced(equation, x, starts, limits, [1] * len(sizes), equation.invars[0].aval.shape)
-                kept = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
-                return self._with_axes(x, {axis: place for place, axis in enumerate(kept)}, shape)
-            others = tuple(place for place in range(len(shape)) if place != axes[0])
-            if len(axes) == 1 and numbers.collapsed_slice_dims == axes and numbers.offset_dims == others:
-                x = self._in_some_order(x)
-                chosen = _integers(indices.value.reshape(-1))
-                return self.emit("Gather", [x, chosen], x.order, shape, axis=x.order.index(axes[0]))
+        kept = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
+        if isinstance(indices, _Constant) and indices.value.shape == (len(axes),):
+            starts = dict(zip(axes, map(int, indices.value), strict=True))
+            x = self._cut(x, {axis: slice(start, start + sizes[axis], 1) for axis, start in starts.items()})
+            x = dataclasses.replace(x, shape=tuple(sizes))
+            return self._with_axes(x, {axis: place for place, axis in enumerate(kept)}, shape)
+        if isinstance(indices, _Constant) and (numbers.collapsed_slice_dims, numbers.offset_dims) == (
+            axes,
+            tuple(kept),
+        ):
+            columns = [np.moveaxis(indices.value[..., axis], axis, -1) for axis in range(len(axes))]
+            lists = [column.reshape(-1, column.shape[-1])[0] for column in columns]
+            if np.array_equal(indices.value, np.stack(np.meshgrid(*lists, indexing="ij"), -1)):
+                for axis, chosen in zip(axes, lists, strict=True):
+                    x = self._taken(x, axis, chosen)
+                return x
         raise UserError(f"{self.network} picks values in a way that this writer of ONNX does not know")
 
-    def _sliced(self, equation: JaxprEqn, x: _Tensor, starts: Any, limits: Any, steps: Any, shape: _Shape | None = None) -> _Tensor:
-        sizes = equation.invars[0].aval.shape
-        x = self._in_some_order(self._expanded(x, sizes))
-        cut = [a for a in range(len(sizes)) if (starts[a], limits[a], steps[a]) != (0, sizes[a], 1)]
-        shape = [limits[a] - starts[a] if a in cut else sizes[a] for a in range(len(sizes))] if shape else equation.outvars[0].aval.shape
-        if not cut:
-            return dataclasses.replace(x, shape=tuple(shape))
-        axes = [x.order.index(axis) for axis in cut]
-        inputs = [_integers([each[axis] for axis in cut]) for each in (starts, limits)]
-        return self.emit("Slice", [x, *inputs, _integers(axes), _integers([steps[axis] for axis in cut])], x.order, shape)
+    def _taken(self, x: _Tensor, axis: int, chosen: np.ndarray) -> _Tensor:
+        """Returns the values at given places along an axis."""
+        steps = np.unique(np.diff(chosen))
+        if steps.size == 1 and steps[0] > 0:
+            return self._cut(x, {axis: slice(int(chosen[0]), int(chosen[-1]) + 1, int(steps[0]))})
+        x = self._in_some_order(x)
+        shape = [chosen.size if each == axis else size for each, size in enumerate(x.shape)]
+        return self.emit("Gather", [x, _integers(chosen)], x.order, shape, axis=x.order.index(axis))
+
+    def _cut(self, x: _Tensor, slices: dict[int, slice]) -> _Tensor:
+        """Returns a slice along each of some axes."""
+        whole = {axis: slice(0, size, 1) for axis, size in enumerate(_shape(x))}
+        slices = {axis: part for axis, part in slices.items() if part != whole[axis]}
+        x = self._in_some_order(x)
+        if not slices:
+            return x
+        shape = list(x.shape)
+        for axis, part in slices.items():
+            shape[axis] = shape[axis] if part.step < 0 else -(-(part.stop - part.start) // part.step)
+        starts, stops, steps = (
+            [getattr(part, end) for part in slices.values()] for end in ("start", "stop", "step")
+        )
+        axes = [x.order.index(axis) for axis in slices]
+        return self.emit("Slice", [x, *map(_integers, (starts, stops, axes, steps))], x.order, shape)
 
     def _in_some_order(self, x: _Tensor) -> _Tensor:
         """Returns a tensor whose axes are those of the array, in any order, without a factor."""
@@ -455,8 +497,18 @@ class _Writer:
 
 # Operations that change no value, or nothing that float32 has.
 _UNCHANGED = frozenset(
-    ("copy", "copy_p", "mesh_cast", "name", "optimization_barrier", "pvary", "reduce_precision", "reshard",
-     "sharding_constraint", "stop_gradient")
+    (
+        "copy",
+        "copy_p",
+        "mesh_cast",
+        "name",
+        "optimization_barrier",
+        "pvary",
+        "reduce_precision",
+        "reshard",
+        "sharding_constraint",
+        "stop_gradient",
+    )
 )
 # Those which, of constants too, may have an open size.
 _OF_CONSTANTS = frozenset(("broadcast_in_dim", "convert_element_type"))
@@ -534,11 +586,13 @@ def _laid(constant: _Constant, order: Sequence[int | None]) -> _Constant:
     if value.size == 1 and value.ndim and set(order) == set(range(value.ndim)):
         return _Constant(value.reshape(()), constant.name)
     value = value.transpose([place for place in order if place is not None])
-    return _Constant(np.expand_dims(value, [axis for axis, place in enumerate(order) if place is None]), constant.name)
+    return _Constant(
+        np.expand_dims(value, [axis for axis, place in enumerate(order) if place is None]), constant.name
+    )
 
 
 def _with_biases(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> list[onnx.NodeProto]:
-    """Returns the nodes with each sum of a convolution or product, needed nowhere else, and a bias made one node."""
+    """Returns the nodes, with biases made part of the convolutions and products to which they are added."""
     uses = collections.Counter(name for node in nodes for name in node.input)
     makers = {node.output[0]: node for node in nodes}
     kept = []

@@ -98,6 +98,8 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
     for path, call, output in _calls(program.jaxpr, modules, {*params, *batch_stats}, {image: image}):
         if any(f"{path}/".startswith(f"{head}/") for head in training_only):
             continue
+        if call.kind == "AdaptiveAvgPool" and layers[-1].kind == call.kind:
+            layers.pop()  # one axis after the other
         own, statistics = params.get(path, {}), batch_stats.get(path, {})
         kernel = own.get("kernel")
         layers.append(
