@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flaxcnn.errors import UserError
+from flaxcnn.errors import UserError, nearest
 
 # Pictures that cannot be read are named up to this number, and counted beyond.
 _NAMED = 20
@@ -269,13 +269,17 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from flaxcnn.models import list_models
 
-    is_name = arguments.source in list_models() and not Path(arguments.source).is_dir()
+    is_workdir = Path(arguments.source).is_dir()
+    is_name = arguments.source in list_models() and not is_workdir
+    if not is_name and not is_workdir:
+        hint = nearest(arguments.source, list_models())
+        raise UserError(f"{arguments.source} holds no run, and no network is called so{hint}")
     if is_name and (arguments.checkpoint != "latest" or arguments.averaged):
         raise UserError("--checkpoint and --averaged are for work directories; networks by name have --weights")
     if not is_name and (arguments.weights or arguments.image_size):
         raise UserError(
-            f"--weights and --image-size are for networks by name (python -m flaxcnn list), which "
-            f"{arguments.source} is not; a run has its own"
+            f"--weights and --image-size are for networks by name; a work directory, as {arguments.source} is, has "
+            f"its own"
         )
     maps = _export_network(arguments) if is_name else _export_run(arguments)
     print(f"{arguments.file} maps {maps} ({arguments.file.stat().st_size / 1e6:.1f} MB)")
@@ -305,10 +309,15 @@ def _export_network(arguments: argparse.Namespace) -> str:
         images = jnp.zeros((1, height or own_size[0], width or own_size[1], channels))
         variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
         names, normalised = None, ""
+    elif not (arguments.weights or info.weights):
+        raise UserError(
+            f"no weights of {info.name} are published; train it and export its work directory, or write "
+            f"--weights random"
+        )
     else:
         model, variables = load_pretrained(info.name, arguments.weights or "default")
         names = info.class_names if model.num_classes == info.num_classes else None
         normalised = f", normalised by mean {info.mean} and deviation {info.std},"
     export(arguments.file, model, variables, (height, width, channels), class_names=names)
-    size = f"{height or 'any'}x{width or 'any'}x{channels}"
+    size = f"{height}x{width}x{channels}" if height else f"any size and {channels} channels"
     return f"float32 images of {size}{normalised} to the logits of {model.num_classes} classes"
