@@ -6,7 +6,6 @@ operations below can be written, and not only those of this package.
 
 import collections
 import dataclasses
-import importlib.metadata
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -92,7 +91,7 @@ def to_onnx(
         program.jaxpr, program.consts, [*weights, _Tensor("images", tuple(range(images.ndim)), images.shape)]
     )
     output = "probabilities" if probabilities else "logits"
-    result = writer.plain(result)
+    result = writer.plain(writer.expanded(result, program.out_avals[0].shape))
     if probabilities:
         result = writer.emit("Softmax", [result], result.order, result.shape, axis=1)
     nodes = _with_biases(writer.nodes, writer.weights)
@@ -111,7 +110,6 @@ def to_onnx(
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="flaxcnn",
-        producer_version=importlib.metadata.version("flaxcnn"),
     )
 
 
@@ -229,7 +227,7 @@ class _Writer:
             return x
         return self.emit("Mul", [x, _Constant(np.float32(x.factor))], x.order, x.shape)
 
-    def _expanded(self, x: _Value, shape: _Shape) -> _Value:
+    def expanded(self, x: _Value, shape: _Shape) -> _Value:
         """Returns a value that has a shape itself, where so far only those that use it would broadcast it."""
         if isinstance(x, _Constant):
             return _Constant(np.broadcast_to(x.value, shape), x.name)
@@ -253,14 +251,14 @@ class _Writer:
         order = max(orders, key=lambda order: order != tuple(range(rank)), default=tuple(range(rank)))
         if len(orders) > 1 and any(None in each for each in orders):
             order = tuple(range(rank))
-        inputs = [
-            _laid(each, order)
-            if isinstance(each, _Constant)
-            else self._scaled(each)
-            if each.order == order and each.flattened is None
-            else self._ordered(each, order)
-            for each in arguments
-        ]
+        inputs: list[_Value] = []
+        for each in arguments:
+            if isinstance(each, _Constant):
+                is_number = each.value.size == 1
+                inputs.append(_Constant(each.value.reshape(()), each.name) if is_number else _laid(each, order))
+            else:
+                is_laid = each.order == order and each.flattened is None
+                inputs.append(self._scaled(each) if is_laid else self._ordered(each, order))
         shapes = [shape for shape in map(_shape, arguments) if len(shape) == rank]
         shape = [next((size for size in sizes if size != 1), 1) for sizes in zip(*shapes, strict=True)]
 
@@ -308,7 +306,7 @@ class _Writer:
 
     def _reshape(self, equation: JaxprEqn, x: _Tensor) -> _Tensor:
         shape = equation.outvars[0].aval.shape
-        x = self._expanded(x, equation.invars[0].aval.shape)
+        x = self.expanded(x, equation.invars[0].aval.shape)
         old, new = ([place for place, size in enumerate(sizes) if size != 1] for sizes in (x.shape, shape))
         if [x.shape[place] for place in old] == [shape[place] for place in new]:
             return self._with_axes(x, dict(zip(old, new, strict=True)), shape)
@@ -382,13 +380,13 @@ class _Writer:
         return self._reduced("ReduceMax", equation, x)
 
     def _reduced(self, operator: str, equation: JaxprEqn, x: _Tensor) -> _Tensor:
-        x = self.plain(self._expanded(x, equation.invars[0].aval.shape))
+        x = self.plain(self.expanded(x, equation.invars[0].aval.shape))
         shape = equation.outvars[0].aval.shape
         return self.emit(operator, [x, _integers(equation.params["axes"])], range(len(shape)), shape, keepdims=0)
 
     def _dot_general(self, equation: JaxprEqn, x: _Value, y: _Value) -> _Tensor:
         (contracted, batched), shape = equation.params["dimension_numbers"], equation.outvars[0].aval.shape
-        x, y = (self._expanded(each, v.aval.shape) for each, v in zip((x, y), equation.invars, strict=True))
+        x, y = (self.expanded(each, v.aval.shape) for each, v in zip((x, y), equation.invars, strict=True))
         if contracted == ((1,), (0,)) and len(_shape(x)) == len(_shape(y)) == 2 and isinstance(y, _Constant):
             if isinstance(x, _Tensor) and x.flattened is not None:
                 # The rows of the matrix follow the order in which the graph flattens.
@@ -413,7 +411,7 @@ class _Writer:
 
     def _concatenate(self, equation: JaxprEqn, *arrays: _Value) -> _Tensor:
         shape, axis = equation.outvars[0].aval.shape, equation.params["dimension"]
-        arrays = [self._expanded(x, v.aval.shape) for x, v in zip(arrays, equation.invars, strict=True)]
+        arrays = [self.expanded(x, v.aval.shape) for x, v in zip(arrays, equation.invars, strict=True)]
         orders = [x.order for x in arrays if isinstance(x, _Tensor) and None not in x.order and x.flattened is None]
         order = next(iter(orders), tuple(range(len(shape))))
         inputs = [self._ordered(x, order) for x in arrays]
@@ -423,14 +421,14 @@ class _Writer:
         shape, sides = equation.outvars[0].aval.shape, equation.params["padding_config"]
         if any(low < 0 or high < 0 or between for low, high, between in sides):
             raise UserError(f"{self.network} pads between values or by negative amounts, which ONNX cannot")
-        x = self._in_some_order(self._expanded(x, equation.invars[0].aval.shape))
+        x = self._in_some_order(self.expanded(x, equation.invars[0].aval.shape))
         pads = [sides[place][side] for side in (0, 1) for place in x.order]
         return self.emit("Pad", [x, _integers(pads), value], x.order, shape)
 
     def _stack(self, equation: JaxprEqn, *arrays: _Value) -> _Tensor:
         axis, shape = equation.params["axis"], equation.outvars[0].aval.shape
         places = [place for place in range(len(shape)) if place != axis]
-        whole = [self._expanded(x, v.aval.shape) for x, v in zip(arrays, equation.invars, strict=True)]
+        whole = [self.expanded(x, v.aval.shape) for x, v in zip(arrays, equation.invars, strict=True)]
         parts = [self._with_axes(x, dict(enumerate(places)), [*shape[:axis], 1, *shape[axis + 1 :]]) for x in whole]
         return self.emit("Concat", [self.plain(part) for part in parts], range(len(shape)), shape, axis=axis)
 
@@ -523,12 +521,14 @@ _ELEMENTWISE: dict[str, str | Callable[..., _Tensor]] = {
     "erf": "Erf",
     "erfc": lambda emit, x: emit("Sub", _ONE, emit("Erf", x)),
     "exp": "Exp",
+    "expm1": lambda emit, x: emit("Sub", emit("Exp", x), _ONE),
     "floor": "Floor",
     "ge": "GreaterOrEqual",
     "gt": "Greater",
     "is_finite": lambda emit, x: emit("Less", emit("Abs", x), _Constant(np.float32(np.inf))),
     "le": "LessOrEqual",
     "log": "Log",
+    "log1p": lambda emit, x: emit("Log", emit("Add", _ONE, x)),
     "logistic": "Sigmoid",
     "lt": "Less",
     "max": "Max",
@@ -578,14 +578,9 @@ def _dtype(dtype: Any) -> int:
     return TensorProto.FLOAT if is_floating else helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def _laid(constant: _Constant, order: Sequence[int | None]) -> _Constant:
-    """Returns a constant as it lies beside tensors of an order; what has one value is a number."""
-    value = constant.value
-    if value.size == 1 and len(order) != value.ndim + order.count(None):
-        return _Constant(value.reshape(()), constant.name)
-    if value.size == 1 and value.ndim and set(order) == set(range(value.ndim)):
-        return _Constant(value.reshape(()), constant.name)
-    value = value.transpose([place for place in order if place is not None])
+def _laid(constant: _Constant, order: _Order) -> _Constant:
+    """Returns a constant as it lies beside tensors of an order."""
+    value = constant.value.transpose([place for place in order if place is not None])
     return _Constant(
         np.expand_dims(value, [axis for axis, place in enumerate(order) if place is None]), constant.name
     )

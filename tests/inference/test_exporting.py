@@ -117,7 +117,7 @@ def test_programs_of_every_family(tmp_path, name, size):
         ("resnet18", {"depths": (1, 1), "widths": (8, 16)}, [(33, 40), (1, 7)]),
         ("resnet50", {"depths": (1,), "widths": (8,), "stem": "cifar"}, [(5, 9)]),
         ("wrn_40_4", {"depths": (1, 1), "widths": (8, 16)}, [(9, 8)]),
-        ("anynet", {"stages": ((1, 16, 8), (1, 32, 8)), "squeeze_ratio": 0.25}, [(17, 12)]),
+        ("anynet", {"stages": ((1, 16, 8),), "squeeze_ratio": 0.25}, [(17, 12)]),
     ],
 )
 def test_images_of_any_size(tmp_path, name, fields, sizes):
@@ -128,7 +128,7 @@ def test_images_of_any_size(tmp_path, name, fields, sizes):
     export(tmp_path / "wide.program", model, variables, (sizes[0][0], None, 3))
     for size in sizes:
         images = np.asarray(random_images(2, *size, 3), np.float32)
-        expected = model.apply(variables, images, train=False)
+        expected = jax.jit(lambda images: model.apply(variables, images, train=False))(images)
         for file in (path, tmp_path / "wide.program") if size == sizes[0] else (path,):
             found = jax.export.deserialize(bytearray(file.read_bytes())).call(images)
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
