@@ -60,7 +60,7 @@ def export(
     """
     path = Path(path)
     beside, data = (path.with_name(f"{path.name}.{ending}") for ending in ("json", "data"))
-    is_onnx = path.suffix == ".onnx"
+    is_onnx = path.suffix.lower() == ".onnx"
     for file in (path, *([beside] if class_names else []), *([data] if is_onnx else [])):
         if file.exists():
             raise UserError(f"{file} exists already; name another file, or remove it first")
@@ -72,7 +72,7 @@ def export(
         raise UserError(f"a model of ONNX takes images of one size; give height and width, got {image_shape}")
     model, variables = fold_batch_norm(model, variables)
     variables = jax.tree.map(np.asarray, variables)
-    weight = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    weight = sum(4 * leaf.size if is_onnx else leaf.nbytes for leaf in jax.tree.leaves(variables))
     if weight > _LARGEST and not is_onnx:
         raise UserError(
             f"an exported program holds up to 2 GiB of weights, and these are {weight / 2**30:.1f} GiB; a model of "

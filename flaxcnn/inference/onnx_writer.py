@@ -68,7 +68,7 @@ def to_onnx(
     network: str,
     probabilities: bool,
 ) -> onnx.ModelProto:
-    """Returns `function(variables, images)` as a model that computes in float32, checked.
+    """Returns `function(variables, images)` as a model that computes in float32.
 
     Its input is `images`, its output `logits` or, after a softmax, `probabilities`.
 

@@ -61,7 +61,7 @@ class Cost:
 
 
 def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int = 1) -> Cost:
-    """Returns what inference costs.
+    """Returns what inference costs, with the functions between the modules as layers, too.
 
     Multiply-adds are those of convolutions and dense layers: each kernel element once for each position of the
     output. Activations are the elements that convolutions put out, the measure of Radosavovic et al. 2020.
