@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from safetensors.numpy import save_file
 
 from flaxcnn import UserError, create_model, export, list_models, model_info
 from flaxcnn.cli import main
@@ -18,6 +19,7 @@ from flaxcnn.inference import exporting
 from flaxcnn.models import layers
 from flaxcnn.training.experiment import make_experiment
 from flaxcnn.training.inference import export_trained, make_predictor
+from flaxcnn.weights import to_torch
 from tests.variables import random_images, random_variables, tame_gates
 
 # What the networks consist of; all else would be a sign of a graph that could be shorter.
@@ -230,6 +232,25 @@ def test_a_network_by_name(tmp_path, capsys):
     assert run(path, np.zeros((3, 28, 28, 1), np.float32)).shape == (3, 10)
     assert main(["export", "lenet5", str(tmp_path / "a.onnx"), "--weights=random", "--image-size=20x24"]) == 0
     assert run(tmp_path / "a.onnx", np.zeros((2, 20, 24, 1), np.float32)).shape == (2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [5, 1000])
+def test_a_network_by_name_with_weights_of_a_file(tmp_path, capsys, classes):
+    model = create_model("resnet18", num_classes=classes)
+    variables = random_variables(model, (1, 32, 32, 3))
+    save_file(to_torch("resnet18", variables, num_classes=classes), tmp_path / "w.safetensors")
+    path = tmp_path / "network.onnx"
+    arguments = ["--weights", str(tmp_path / "w.safetensors"), "--image-size", "32"]
+    assert main(["export", "resnet18", str(path), *arguments]) == 0
+    assert "normalised by mean (0.485, 0.456, 0.406)" in capsys.readouterr().out
+    images = np.asarray(random_images(2, 32, 32, 3), np.float32)
+    expected = np.asarray(jax.jit(lambda images: model.apply(variables, images, train=False))(images))
+    np.testing.assert_allclose(run(path, images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    names = tmp_path / "network.onnx.json"
+    assert names.exists() == (classes == 1000)
+    if classes == 1000:  # of other classes the names are not known
+        assert json.loads(names.read_text())["class_names"][207] == "golden retriever"
 
 
 @pytest.mark.parametrize(
