@@ -1,14 +1,17 @@
 """The verbs of `python -m flaxcnn`: list, summary, prepare, evaluate, predict, export."""
 
 import argparse
+import ast
 import contextlib
+import functools
+import json
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flaxcnn.errors import UserError, escape_unencodable_output, printable
+from flaxcnn.errors import UserError, escape_unencodable_output, nearest, printable
 from flaxcnn.paths import local_path
 
 # Images that cannot be read are named up to this number, and counted beyond.
@@ -49,10 +52,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     names.set_defaults(run=_list)
 
-    summary = verbs.add_parser("summary", help="what a network costs, layer by layer")
+    summary = verbs.add_parser("summary", help="each layer of a network, in order, and what it costs")
     summary.add_argument("name", metavar="NAME", help="such as resnet50")
-    summary.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: what it was made for")
+    summary.add_argument("--image-size", type=_size, metavar="SIZE", help="224 or 224x160; default: the network's")
+    summary.add_argument("--channels", type=_positive, help="of the images; default: the network's")
     summary.add_argument("--batch", type=_positive, metavar="IMAGES", default=1, help="images at a time")
+    # Both write into one list, of which the last counts.
+    summary.add_argument(
+        "--num-classes",
+        type=_num_classes,
+        dest="fields",
+        action="append",
+        default=[],
+        help="0 for features",
+    )
+    summary.add_argument(
+        "--set",
+        type=_field,
+        metavar="FIELD=VALUE",
+        dest="fields",
+        action="append",
+        default=[],
+        help="a field of the network: norm=batch_norm, depths=1,1,1, dtype=bfloat16",
+    )
     summary.set_defaults(run=_summary)
 
     prepare = verbs.add_parser("prepare", help="download and prepare a TFDS data set")
@@ -113,13 +135,21 @@ def _parser() -> argparse.ArgumentParser:
             help="what becomes of images that cannot be read (default: as in training)",
         )
 
-    export = verbs.add_parser("export", help="write what a work directory holds as a program that needs only JAX")
-    export.add_argument("workdir", metavar="WORKDIR", type=_path)
+    export = verbs.add_parser("export", help="write a network as a program that needs only JAX, or as ONNX")
+    export.add_argument("source", metavar="NAME|WORKDIR", help="a network, such as resnet50, or a work directory")
     export.add_argument(
         "file",
         metavar="FILE",
         type=_path,
-        help="to write; FILE.json has the classes, and how an image file becomes an input",
+        help="to write, as ONNX if it ends in .onnx; FILE.json says what it takes",
+    )
+    export.add_argument(
+        "--weights",
+        metavar="TAG|FILE|random",
+        help="of NAME: published ones (default: torchvision's), a file, or random, to measure how fast it is",
+    )
+    export.add_argument(
+        "--image-size", type=_size_or_any, metavar="SIZE", help="of NAME: 224, 224x160 or any; default: its own"
     )
     export.set_defaults(run=_export)
 
@@ -142,6 +172,31 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _size(text: str) -> tuple[int, int]:
+    """Returns height and width of "224" or "224x160"."""
+    height, *width = text.split("x", 1)
+    return _positive(height), _positive(*width or [height])
+
+
+def _size_or_any(text: str) -> tuple[int | None, int | None]:
+    return (None, None) if text == "any" else _size(text)
+
+
+def _num_classes(text: str) -> tuple[str, int]:
+    return "num_classes", 0 if text == "0" else _positive(text)
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """Returns name and value of a field: a number, lists ("1,1,1", "[[1, 64], [2, 128]]"), true, none or text."""
+    name, equals, value = text.partition("=")
+    if not equals or name in ("", "name"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as norm=batch_norm")
+    for parse in (ast.literal_eval, json.loads, lambda value: json.loads(f"[{value}]")):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return name, parse(value)
+    return name, None if value == "none" else value
+
+
 def _console():
     """Returns a console that does not squeeze tables where no one looks on: in a file or a pipe."""
     from rich.console import Console
@@ -158,7 +213,14 @@ def _list(arguments: argparse.Namespace) -> None:
 def _summary(arguments: argparse.Namespace) -> None:
     from flaxcnn.inspect import summary
 
-    summary.print_summary(_console(), arguments.name, image_size=arguments.image_size, batch=arguments.batch)
+    summary.print_summary(
+        _console(),
+        arguments.name,
+        dict(arguments.fields),
+        image_size=arguments.image_size,
+        channels=arguments.channels,
+        batch=arguments.batch,
+    )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -309,12 +371,75 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from flaxcnn.models import list_models
+
+    is_workdir = Path(arguments.source).is_dir()
+    is_name = arguments.source in list_models() and not is_workdir
+    if not is_name and not is_workdir:
+        hint = nearest(arguments.source, list_models())
+        raise UserError(f"{arguments.source} holds no run, and no network is called so{hint}")
+    if is_name and (arguments.checkpoint != "latest" or arguments.averaged):
+        raise UserError("--checkpoint and --averaged are for work directories; networks by name have --weights")
+    if not is_name and (arguments.weights or arguments.image_size):
+        raise UserError(
+            f"--weights and --image-size are for networks by name; a work directory, as {arguments.source} is, has "
+            f"its own"
+        )
+    maps = _export_network(arguments) if is_name else _export_run(arguments)
+    print(f"{arguments.file} maps {maps} ({arguments.file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _export_run(arguments: argparse.Namespace) -> str:
     from flaxcnn.training import inference
 
-    experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
+    workdir = Path(arguments.source)
+    experiment, state = inference.load_trained(workdir, arguments.checkpoint, averaged=arguments.averaged)
     inference.export_trained(experiment, state, arguments.file)
-    height, width, channels = experiment.image_shape
-    print(
-        f"{arguments.file} maps uint8 images of {height}x{width}x{channels} to the probabilities of "
-        f"{len(experiment.class_names)} classes ({arguments.file.stat().st_size / 1e6:.1f} MB)"
-    )
+    size = "x".join(map(str, experiment.image_shape))
+    return f"uint8 images of {size} to the probabilities of {len(experiment.class_names)} classes"
+
+
+def _export_network(arguments: argparse.Namespace) -> str:
+    import jax
+    import jax.numpy as jnp
+
+    from flaxcnn import create_model, export, load_pretrained, model_info
+    from flaxcnn.inference import describe_preprocessing
+    from flaxcnn.models.published import default_weights
+
+    info = model_info(arguments.source)
+    *own_size, channels = info.input_shape
+    tags = {weights.tag: weights for weights in info.weights}
+    tags |= {None: default_weights(info.name)} if tags else {}
+    weights = tags.get(arguments.weights)
+    if weights:
+        own_size = weights.crop, weights.crop
+    height, width = arguments.image_size or own_size
+    preprocessing = None
+    if arguments.weights == "random":
+        model = create_model(info.name)
+        images = jnp.zeros((1, height or own_size[0], width or own_size[1], channels))
+        variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
+        names, normalised = None, ""
+    elif not (arguments.weights or info.weights):
+        raise UserError(
+            f"no weights of {info.name} are published; train it and export its work directory, or write "
+            f"--weights random"
+        )
+    else:
+        model, variables = load_pretrained(info.name, arguments.weights or "default")
+        names = info.class_names if model.num_classes == info.num_classes else None
+        normalised = f", normalised by mean {info.mean} and standard deviation {info.std},"
+        if weights and not arguments.image_size:
+            preprocessing = describe_preprocessing(
+                (height, width, channels),
+                "float32",
+                shorter_side=weights.resize,
+                interpolation=weights.interpolation,
+                mean=info.mean,
+                std=info.std,
+            )
+    shape = (height, width, channels)
+    export(arguments.file, model, variables, shape, class_names=names, preprocessing=preprocessing)
+    size = f"{height}x{width}x{channels}" if height else f"any size and {channels} channels"
+    return f"float32 images of {size}{normalised} to the logits of {model.num_classes} classes"

@@ -474,10 +474,12 @@ def test_summary_shows_each_layer_and_the_sums(capsys):
     assert code == 0
     # Two groups: each kernel of conv2 sees 48 of the 96 channels. 27 * 27 positions, 5 * 5 * 48 * 256 each.
     macs = f"{4 * 27 * 27 * 5 * 5 * 48 * 256:,}"
-    assert ["conv2/conv", "4x27x27x256", "5x5x48x256", "307,456", macs, "2.8", "MiB"] in rows
+    assert ["Conv", "5x5", "g2", "4x27x27x256", "307,456", macs, "2.8", "MiB", "conv2/conv"] in rows
     assert ["parameters", "60,965,224", "in", "16", "arrays", "(232.6", "MiB)"] in rows
     small = run(capsys, "summary", "resnet50", "--image-size", 64)[1]
-    assert "input 1x64x64x3" in small and re.search(r"stage4_block3/conv3/norm +1x2x2x2048 +4,096 +32.0 KiB", small)
+    assert "input 1x64x64x3" in small and re.search(
+        r"BatchNorm +1x2x2x2048 +4,096 +32.0 KiB +stage4_block3/conv3/norm", small
+    )
     assert "running statistics  53,120" in small
 
 

@@ -125,6 +125,8 @@ def average_views(model: Network, variables: Variables, views: Sequence[Array]) 
 
     Views (B, H, W, C) of one size go through the network as one batch.
     """
+    if len(views) == 1:
+        return model.apply(variables, views[0], train=False)
     sizes: dict[tuple[int, ...], list[Array]] = {}
     for view in views:
         sizes.setdefault(view.shape, []).append(view)
@@ -132,8 +134,6 @@ def average_views(model: Network, variables: Variables, views: Sequence[Array]) 
     for alike in sizes.values():
         together = model.apply(variables, jnp.concatenate(alike), train=False)
         logits += list(together.reshape(len(alike), -1, together.shape[-1]))
-    if len(logits) == 1:
-        return logits[0]
     return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(each) for each in logits]), axis=0) - math.log(
         len(logits)
     )

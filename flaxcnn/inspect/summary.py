@@ -1,11 +1,15 @@
-"""Networks as tables on the terminal: what there is, and what one costs layer by layer."""
+"""Networks as tables on the terminal: what there is, and what one computes and costs layer by layer."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, list_models, model_info
-from flaxcnn.models.cost import measure
+from flaxcnn.models.cost import LayerCost, measure
 
 
 def print_models(console: Console, pattern: str) -> None:
@@ -17,45 +21,72 @@ def print_models(console: Console, pattern: str) -> None:
     names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
         raise UserError(f"no network is named like {pattern!r} (python -m flaxcnn list)")
-    table = Table("name", "input", "published accuracy", "network", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("input", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("GMACs", justify="right", no_wrap=True)
+    table.add_column("published accuracy")
+    table.add_column("network")
     for name in names:
         info = model_info(name)
-        table.add_row(name, "x".join(map(str, info.input_shape)), info.accuracy, info.summary)
+        table.add_row(
+            name,
+            _shape(info.input_shape),
+            f"{info.parameters:,}",
+            giga(info.macs),
+            info.accuracy,
+            info.summary,
+        )
     console.print(table)
 
 
-def print_summary(console: Console, name: str, *, image_size: int | None = None, batch: int = 1) -> None:
-    """Prints each layer's output, kernel, parameters, multiply-adds and output memory, and the sums.
+def print_summary(
+    console: Console,
+    name: str,
+    fields: Mapping[str, Any],
+    *,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    batch: int = 1,
+) -> None:
+    """Prints each layer in the order in which it is computed: output, parameters, multiply-adds and output memory.
 
     Args:
       console: where to.
       name: of the network.
+      fields: of `create_model`, where they differ from the network's own.
       image_size: height and width of the images, in pixels; by default those it was made for.
+      channels: of the images; by default those it was made for.
       batch: number of images.
 
     Raises:
-      UserError: no such network, or images too small for it.
+      UserError: no such network or field, a value that cannot work, or images too small for it.
     """
-    info = model_info(name)
-    height, width, channels = info.input_shape
-    shape = (image_size or height, image_size or width, channels)
-    cost = measure(create_model(name), shape, batch=batch)
+    info, model = model_info(name), create_model(name, **fields)
+    height, width = image_size or info.input_shape[:2]
+    shape = (height, width, channels or info.input_shape[2])
+    cost = measure(model, shape, batch=batch)
 
     table = Table(box=None, pad_edge=False)
-    for header in ("layer", "output", "kernel"):
+    for header in ("layer", "output"):
         table.add_column(header, no_wrap=True)
-    for header in ("parameters", "MACs", "output memory"):
+    for header in ("parameters", "MACs", "memory"):
         table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("path", no_wrap=True)
     for layer in cost.layers:
         table.add_row(
-            layer.path,
+            _kind(layer),
             _shape(layer.output_shape),
-            _shape(layer.kernel_shape) if layer.kernel_shape else "",
-            f"{layer.parameters:,}",
+            f"{layer.parameters:,}" if layer.parameters else "",
             f"{layer.macs:,}" if layer.macs else "",
             _bytes(layer.output_bytes),
+            layer.path,
         )
-    console.print(f"{name}: {info.summary}\n{info.paper}\ninput {_shape((batch, *shape))}, float32\n")
+    console.print(
+        f"{name}: {info.summary}\n{info.paper}\n"
+        f"input {_shape((batch, *shape))}, computed in {jnp.dtype(model.dtype).name}\n"
+    )
     console.print(table)
     console.print(
         f"\nparameters          {cost.parameters:,} in {cost.tensors} arrays ({_bytes(4 * cost.parameters)})\n"
@@ -65,6 +96,19 @@ def print_summary(console: Console, name: str, *, image_size: int | None = None,
         f"image)\n"
         f"output memory       {_bytes(cost.output_bytes)} of all layers above"
     )
+
+
+def _kind(layer: LayerCost) -> str:
+    """Returns what a layer does, as "Conv 3x3/2 in 32 groups" for a stride of 2."""
+    text = layer.kind
+    if layer.window:
+        text += f" {_shape(layer.window)}"
+    if layer.strides and max(layer.strides) > 1:
+        down, right = layer.strides
+        text += f"/{down}" if down == right else f"/{down}x{right}"
+    if layer.groups > 1:
+        text += f" g{layer.groups}"
+    return text
 
 
 def giga(count: float) -> str:

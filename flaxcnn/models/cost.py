@@ -1,23 +1,32 @@
 """What a network costs, layer by layer, from the shapes alone: nothing is run or allocated."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxprs_in_params
+
+from flaxcnn.ops import stock_operations
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """One layer that has parameters or running statistics of its own.
+    """One layer: a module with parameters or running statistics of its own, dropout, or a function such as ReLU.
 
     Attributes:
-      path: where its parameters lie, such as "stage1_block1/conv1/conv".
-      kind: its module class.
+      path: of the module, such as "stage1_block1/conv1/conv", under which its parameters lie; of a function, the
+        module that calls it.
+      kind: its module class, or what the function does, such as "MaxPool".
+      window: height and width of the kernel or of the pooling window, in pixels; None where there is none.
+      strides: of that window, in pixels; None where there is none.
+      groups: groups of channels of a convolution, 1 elsewhere.
       output_shape: with the batch.
-      kernel_shape: of the parameter `kernel`, or None.
       parameters: trainable elements.
       statistics: elements of running averages.
       macs: multiply-adds of one call with this batch.
@@ -28,17 +37,19 @@ class LayerCost:
     path: str
     kind: str
     output_shape: tuple[int, ...]
-    kernel_shape: tuple[int, ...] | None
-    parameters: int
-    statistics: int
-    macs: int
-    activations: int
     output_bytes: int
+    window: tuple[int, ...] | None = None
+    strides: tuple[int, ...] | None = None
+    groups: int = 1
+    parameters: int = 0
+    statistics: int = 0
+    macs: int = 0
+    activations: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The layers in the order in which they are called, and their sums; `tensors` counts trainable arrays."""
+    """The layers in the order in which they are computed, and their sums; `tensors` counts trainable arrays."""
 
     layers: tuple[LayerCost, ...]
     parameters: int
@@ -50,7 +61,7 @@ class Cost:
 
 
 def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int = 1) -> Cost:
-    """Returns what inference costs.
+    """Returns what inference costs, with the functions between the modules as layers, too.
 
     Multiply-adds are those of convolutions and dense layers: each kernel element once for each position of the
     output. Activations are the elements that convolutions put out, the measure of Radosavovic et al. 2020.
@@ -61,38 +72,47 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
       input_shape: (height, width, channels) of an image.
       batch: number of images.
     """
-    calls: list[tuple[tuple[str, ...], str, jax.ShapeDtypeStruct]] = []
-    training_only: list[tuple[str, ...]] = []
+    modules: list[nn.Module] = []
+    training_only: list[str] = []
 
-    def note(call, args, kwargs, context):
-        module, path = context.module, context.module.path
+    def mark(call, args, kwargs, context):
+        module, path = context.module, "/".join(context.module.path)
         if getattr(module, "training_only", False):
             training_only.append(path)
         result = call(*args, **kwargs)
-        if context.method_name == "__call__" and not any(path[: len(head)] == head for head in training_only):
-            calls.append((path, type(module).__name__, jax.ShapeDtypeStruct(result.shape, result.dtype)))
-        return result
+        if context.method_name != "__call__" or not isinstance(result, jax.Array):
+            return result
+        modules.append(module)
+        return checkpoint_name(result, str(len(modules) - 1))
 
-    with nn.intercept_methods(note):
-        images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
-        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    def initialize(images: jax.Array) -> tuple[jax.Array, Mapping]:
+        return model.init_with_output(jax.random.key(0), images, train=False)
+
+    images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+    with nn.intercept_methods(mark), stock_operations():
+        program, (_, variables) = jax.make_jaxpr(initialize, return_shape=True)(images)
     params, batch_stats = (_by_layer(variables.get(kind, {})) for kind in ("params", "batch_stats"))
-    layers = []
-    for path, kind, output in calls:
-        own, statistics = params.get(path, {}), batch_stats.get(path, {})
-        if not own and not statistics:
+
+    layers: list[LayerCost] = []
+    (image,) = program.jaxpr.invars
+    for path, call, output in _calls(program.jaxpr, modules, {*params, *batch_stats}, {image: image}):
+        if any(f"{path}/".startswith(f"{head}/") for head in training_only):
             continue
+        if call.kind == "AdaptiveAvgPool" and layers[-1].kind == call.kind:
+            layers.pop()  # one axis after the other
+        own, statistics = params.get(path, {}), batch_stats.get(path, {})
         kernel = own.get("kernel")
-        positions = output.size // output.shape[-1]
         layers.append(
             LayerCost(
-                path="/".join(path),
-                kind=kind,
+                path=path,
+                kind=call.kind,
+                window=call.window,
+                strides=call.strides,
+                groups=call.groups,
                 output_shape=output.shape,
-                kernel_shape=None if kernel is None else kernel.shape,
                 parameters=sum(leaf.size for leaf in own.values()),
                 statistics=sum(leaf.size for leaf in statistics.values()),
-                macs=0 if kernel is None else positions * kernel.size,
+                macs=0 if kernel is None else output.size // output.shape[-1] * kernel.size,
                 activations=output.size if kernel is not None and kernel.ndim > 2 else 0,
                 output_bytes=output.size * output.dtype.itemsize,
             )
@@ -109,9 +129,135 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
     )
 
 
-def _by_layer(collection: Mapping) -> dict[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]]:
+def _by_layer(collection: Mapping) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Returns the arrays of a collection by the path of their layer, then by their own name."""
-    layers: dict[tuple[str, ...], dict[str, jax.ShapeDtypeStruct]] = {}
+    layers: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     for path, leaf in flax.traverse_util.flatten_dict(collection).items():
-        layers.setdefault(path[:-1], {})[path[-1]] = leaf
+        layers.setdefault("/".join(path[:-1]), {})[path[-1]] = leaf
     return layers
+
+
+class _Call(NamedTuple):
+    """What a layer does; window, strides and groups as in `LayerCost`."""
+
+    kind: str
+    window: tuple[int, ...] | None = None
+    strides: tuple[int, ...] | None = None
+    groups: int = 1
+
+
+def _calls(
+    jaxpr: Jaxpr, modules: Sequence[nn.Module], owners: set[str], sources: dict[Var, Var], parent: str = ""
+) -> Iterator[tuple[str, _Call, ShapedArray]]:
+    """Yields path, call and output of each layer of a traced program, in order.
+
+    Args:
+      jaxpr: in which the result of each call of a module is marked by its number.
+      modules: by that number; the last is the network, whose call ends last.
+      owners: paths of the modules that have arrays of their own.
+      sources: for each variable that depends on the images the output of the layer from which it was computed;
+        those of the program are added.
+      parent: path of the module that runs the program.
+    """
+    seen: set[str] = set()  # operations since the last layer
+    for equation in jaxpr.eqns:
+        inputs = [sources[value] for value in equation.invars if isinstance(value, Var) and value in sources]
+        if not inputs:
+            continue  # parameters, and how they are initialized
+        operation, result = equation.primitive.name, equation.outvars[0]
+        sources.update(dict.fromkeys(equation.outvars, inputs[0]))
+        if operation == "name" and equation.params["name"].isdecimal():
+            module = modules[int(equation.params["name"])]
+            path = "/".join(module.path)
+            if path in owners:
+                yield path, _module_call(module), result.aval
+                sources[result] = result
+                seen.clear()
+            elif isinstance(module, nn.Dropout) and module.rate:
+                yield "/".join(module.path[:-1]), _Call("Dropout"), result.aval
+            continue
+        path = f"{parent}/{module_path(equation, type(modules[-1]).__name__)}".strip("/")
+        if path in owners:
+            continue
+        seen.add(operation)
+        if call := _function_call(equation, len(inputs), joins=len({*inputs}) > 1, seen=seen):
+            yield path, call, result.aval
+            sources[result] = result
+            seen.clear()
+            continue
+        for inner in jaxprs_in_params(equation.params):
+            outer = equation.invars[len(equation.invars) - len(inner.invars) :]
+            pairs = zip(inner.invars, outer, strict=True)
+            inner_sources = {v: sources[given] for v, given in pairs if isinstance(given, Var) and given in sources}
+            calls = list(_calls(inner, modules, owners, inner_sources, path))
+            yield from calls
+            if calls:
+                sources[result] = result
+
+
+# Activations by the names under which JAX compiles them.
+_ACTIVATIONS = {"relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "hard_silu": "HardSwish", "sigmoid": "Sigmoid"}
+
+
+def _module_call(module: nn.Module) -> _Call:
+    if isinstance(module, nn.Conv):
+        strides = module.strides or 1
+        pair = (strides,) * len(module.kernel_size) if isinstance(strides, int) else tuple(strides)
+        return _Call("Conv", tuple(module.kernel_size), pair, module.feature_group_count)
+    return _Call(type(module).__name__)
+
+
+def _function_call(equation: JaxprEqn, inputs: int, *, joins: bool, seen: set[str]) -> _Call | None:
+    """Returns what layer an operation outside of modules shows, if it shows one.
+
+    Args:
+      equation: the operation.
+      inputs: how many of its inputs depend on the images.
+      joins: whether they come from more than one layer.
+      seen: the operations since the last layer, with this one.
+    """
+    operation, fields = equation.primitive.name, equation.params
+    before, after = equation.invars[0].aval.ndim, equation.outvars[0].aval.ndim
+    match operation:
+        case "jit" if fields["name"] in _ACTIVATIONS:
+            return _Call(_ACTIVATIONS[fields["name"]])
+        case "logistic":
+            return _Call("Sigmoid")
+        case "tanh" if "integer_pow" not in seen:  # otherwise an approximation of GELU
+            return _Call("Tanh")
+        case "mul" if inputs == 2 and not joins and not seen.isdisjoint(("tanh", "erfc")):
+            return _Call("GELU")
+        case "mul" | "div" if (
+            inputs == 2 and not joins and "square" in seen and not seen.isdisjoint(("exp", "pow"))
+        ):
+            return _Call("LocalResponseNorm")
+        case "reduce_window_max" | "reduce_window_sum" if fields["window_dimensions"][-1] == 1:
+            kind = "MaxPool" if operation == "reduce_window_max" else "AvgPool"
+            return _Call(kind, fields["window_dimensions"][1:3], fields["window_strides"][1:3])
+        case "reduce_sum" if before == 4 and fields["axes"] == (1, 2):
+            return _Call("GlobalAvgPool")
+        case "reduce_sum" if "square" in seen:
+            return _Call("SquaredDistance")
+        case "div" if "dot_general" in seen:
+            return _Call("AdaptiveAvgPool")
+        case "reshape" if (before, after) == (4, 2):
+            return _Call("Flatten")
+        case "concatenate" if joins:
+            return _Call("Concat")
+        case "add" if joins:
+            return _Call("Add")
+        case "mul" if joins:
+            return _Call("Scale")
+    return None
+
+
+def module_path(equation: JaxprEqn, network: str) -> str:
+    """Returns the path, such as "stem/conv", of the module in whose call an operation was traced.
+
+    Args:
+      equation: the operation.
+      network: class name of the network, by which Flax calls it.
+    """
+    # Flax notes the names of modules, and of their methods: "ResNet/ResNet.forward/stem/conv".
+    names = str(equation.source_info.name_stack).split("/")
+    return "/".join(name for name in names if name not in ("", network) and "." not in name and "(" not in name)

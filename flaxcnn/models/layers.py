@@ -223,7 +223,7 @@ class Network(nn.Module):
         if images.ndim != 4:
             raise UserError(f"{name} takes images of shape (batch, height, width, channels), got {images.shape}")
         height, width = images.shape[1:3]
-        if min(height, width) < least:
+        if height < least or width < least:  # one by one: `min` of open sizes is none
             raise UserError(f"{name} takes images of at least {least}x{least} pixels, got {height}x{width}")
 
 

@@ -3,9 +3,11 @@
 import dataclasses
 import fnmatch
 import functools
+import math
 import numbers
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -54,17 +56,22 @@ class ModelInfo:
     @property
     def parameters(self) -> int:
         """Trainable parameters."""
-        return self.cost.parameters
+        return self._counts[0]
 
     @property
     def macs(self) -> int:
         """Multiply-adds of convolutions and dense layers, for one image."""
-        return self.cost.macs
+        return self._counts[1]
 
     @property
     def activations(self) -> int:
         """Elements that the convolutions put out, for one image."""
-        return self.cost.activations
+        return self._counts[2]
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        """From the table where the network stands in it: tracing all of them takes a minute."""
+        return _recorded_counts().get(self.name) or (self.cost.parameters, self.cost.macs, self.cost.activations)
 
     @property
     def weights(self) -> tuple[Weights, ...]:
@@ -94,6 +101,13 @@ class ModelInfo:
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes that the published weights tell apart."""
         return imagenet_classes() if self.weights else None
+
+
+@functools.cache
+def _recorded_counts() -> dict[str, tuple[int, int, int]]:
+    """Returns parameters, multiply-adds and activations by name, as `flaxcnn.inspect.count_table` wrote them."""
+    lines = Path(__file__).with_name("counts.txt").read_text(encoding="ascii").splitlines()
+    return {name: tuple(map(int, counts)) for name, *counts in (line.split() for line in lines)}
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -209,5 +223,7 @@ def _as_number(value: Any, annotation: Any) -> Any:
         return None if any(item is None for item in items) else tuple(items)
     kind = {int: numbers.Integral, float: numbers.Real, bool: bool}[annotation]
     if not isinstance(value, kind) or (isinstance(value, bool) and annotation is not bool):
+        return None
+    if not math.isfinite(value):
         return None
     return value if annotation is float else annotation(value)

@@ -111,6 +111,48 @@ def test_programs_of_every_family(tmp_path, name, size):
     programs.check()
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "sizes"),
+    [
+        ("resnet18", {"depths": (1, 1), "widths": (8, 16)}, [(33, 40), (1, 7)]),
+        ("resnet50", {"depths": (1,), "widths": (8,), "stem": "cifar"}, [(5, 9)]),
+        ("wrn_40_4", {"depths": (1, 1), "widths": (8, 16)}, [(9, 8)]),
+        ("anynet", {"stages": ((1, 16, 8),), "squeeze_ratio": 0.25}, [(17, 12)]),
+    ],
+)
+def test_images_of_any_size(tmp_path, name, fields, sizes):
+    model = create_model(name, **fields)
+    variables = tame_gates(random_variables(model, (1, 16, 16, 3)))
+    path = tmp_path / "any.program"
+    export(path, model, variables, (None, None, 3))
+    export(tmp_path / "wide.program", model, variables, (sizes[0][0], None, 3))
+    for size in sizes:
+        images = np.asarray(random_images(2, *size, 3), np.float32)
+        expected = jax.jit(lambda images: model.apply(variables, images, train=False))(images)
+        for file in (path, tmp_path / "wide.program") if size == sizes[0] else (path,):
+            found = jax.export.deserialize(bytearray(file.read_bytes())).call(images)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "size"),
+    [
+        ("lenet5", {}, 28),
+        ("alexnet", {"hidden": 8}, 64),
+        ("vgg11", {"hidden": 8, "blocks": ((1, 8), (1, 8))}, 16),
+        ("resnet30", {"depths": (1,), "widths": (8,)}, 8),
+    ],
+)
+def test_what_takes_one_size_says_so(tmp_path, name, fields, size):
+    model = create_model(name, **fields)
+    variables = random_variables(model, (1, size, size, 3))
+    for shape in ((None, None, 3), (size, None, 3)):
+        with pytest.raises(UserError, match=r"takes images of one size.*; give height and width") as error:
+            export(tmp_path / "any.program", model, variables, shape)
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def lenet():
     model = create_model("lenet5")
