@@ -373,7 +373,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from flaxcnn.models import list_models
 
-    is_workdir = Path(arguments.source).is_dir()
+    workdir = local_path(arguments.source)
+    is_workdir = workdir.is_dir()
     is_name = arguments.source in list_models() and not is_workdir
     if not is_name and not is_workdir:
         hint = nearest(arguments.source, list_models())
@@ -385,14 +386,13 @@ def _export(arguments: argparse.Namespace) -> None:
             f"--weights and --image-size are for networks by name; a work directory, as {arguments.source} is, has "
             f"its own"
         )
-    maps = _export_network(arguments) if is_name else _export_run(arguments)
+    maps = _export_network(arguments) if is_name else _export_run(arguments, workdir)
     print(f"{arguments.file} maps {maps} ({arguments.file.stat().st_size / 1e6:.1f} MB)")
 
 
-def _export_run(arguments: argparse.Namespace) -> str:
+def _export_run(arguments: argparse.Namespace, workdir: Path) -> str:
     from flaxcnn.training import inference
 
-    workdir = Path(arguments.source)
     experiment, state = inference.load_trained(workdir, arguments.checkpoint, averaged=arguments.averaged)
     inference.export_trained(experiment, state, arguments.file)
     size = "x".join(map(str, experiment.image_shape))

@@ -32,7 +32,7 @@ def _geometry(size: int, window: int, stride: int, padding: int, ceil_mode: bool
         windows -= 1
     if windows < 1:
         raise UserError(f"a window of {window} does not fit a map of {size} pixels: the images are too small")
-    return windows, max((windows - 1) * stride + window - size - padding, 0)
+    return windows, jax.core.max_dim((windows - 1) * stride + window - size - padding, 0)
 
 
 def _paddings(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Paddings:
@@ -243,6 +243,8 @@ def average_pool(
     # Half precision would round after each summand: 1 % off in a window of 4x4, 20 % in one of 25x25.
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     total = _sum(wide, window, stride, paddings)
+    if not ceil_mode and (count_include_pad or not padding):  # every window is full, whatever the size
+        return (total / window**2).astype(x.dtype)
 
     def counts(size: int, windows: int) -> np.ndarray:
         start = np.arange(windows) * stride - padding
@@ -250,9 +252,9 @@ def average_pool(
         return np.minimum(start + window, high) - np.maximum(start, low)
 
     rows, columns = (counts(size, windows) for size, windows in zip(x.shape[1:3], total.shape[1:3], strict=True))
-    if np.all(rows == window) and np.all(columns == window):
-        return (total / window**2).astype(x.dtype)
-    area = jnp.asarray(rows[:, None, None], wide.dtype) * jnp.asarray(columns[:, None], wide.dtype)
+    area = jnp.asarray(rows[None, :, None, None], wide.dtype) * jnp.asarray(
+        columns[None, None, :, None], wide.dtype
+    )
     return (total / area).astype(x.dtype)
 
 
