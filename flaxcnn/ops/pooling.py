@@ -252,10 +252,8 @@ def average_pool(
         return np.minimum(start + window, high) - np.maximum(start, low)
 
     rows, columns = (counts(size, windows) for size, windows in zip(x.shape[1:3], total.shape[1:3], strict=True))
-    area = jnp.asarray(rows[None, :, None, None], wide.dtype) * jnp.asarray(
-        columns[None, None, :, None], wide.dtype
-    )
-    return (total / area).astype(x.dtype)
+    area = (rows[:, None] * columns)[None, :, :, None]
+    return (total / area.astype(wide.dtype)).astype(x.dtype)
 
 
 def _sum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
