@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 from safetensors.numpy import save_file
 
-from flaxcnn import UserError, create_model, export, list_models, model_info
+from flaxcnn import Predictor, UserError, create_model, export, list_models, model_info
 from flaxcnn.cli import main
 from flaxcnn.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from flaxcnn.inference import exporting
 from flaxcnn.models import layers
 from flaxcnn.training.experiment import make_experiment
-from flaxcnn.training.inference import export_trained, make_predictor
+from flaxcnn.training.inference import export_trained
 from flaxcnn.weights import to_torch
 from tests.variables import random_images, random_variables, tame_gates
 
@@ -168,7 +168,8 @@ def test_a_run_becomes_uint8_images_to_probabilities(tmp_path, settings):
     state = experiment.create_state(experiment.optimizer())
     export_trained(experiment, state, tmp_path / "run.onnx")
     images = np.random.default_rng(0).integers(0, 256, (5, 14, 18, 3), np.uint8)
-    expected = make_predictor(experiment, state, 5).probabilities(images)
+    predict = Predictor(experiment.model, state.variables, batch_size=5, views=experiment.views)
+    expected = predict.probabilities(images)
     for count in (5, 1):
         np.testing.assert_allclose(run(tmp_path / "run.onnx", images[:count]), expected[:count], atol=1e-5)
     about = json.loads((tmp_path / "run.onnx.json").read_text())
