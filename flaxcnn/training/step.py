@@ -1,7 +1,8 @@
 """One step of training and one of evaluation, each written once, for one device's share of a batch."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -10,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxcnn.errors import UserError
 from flaxcnn.inference.prediction import Views, average_views
-from flaxcnn.training.shares import apply_to_share, merge_statistics
+from flaxcnn.training.shares import AxisName, apply_to_share, as_own, merge_statistics
 from flaxcnn.training.state import TrainState
 
 Array = jax.Array
@@ -51,7 +53,9 @@ def make_train_step(
 
     Args:
       model: network, called with `train=True`.
-      optimizer: of optax.
+      optimizer: of optax. One that asks for more than gradients gets, of the whole batch, `value` (the mean loss),
+        `grad`, `value_fn` (the mean loss as a function of the parameters, for line searches), and a `key` of the
+        step.
       preprocess: `preprocess(images, key=key, visits=visits)` from uint8 (B, H, W, C) to the network's input,
         augmented as the visits (B, 2) say, by the key of the run.
       mix: `mix(key, images, targets, mask)`, which returns images and targets mixed over the batch, and the mask of
@@ -63,9 +67,14 @@ def make_train_step(
         and its running statistics move once, by those of the whole batch, as between devices.
       ema_decay: share of the averages kept a step, which starts at 0.1 and rises: min(decay, (1 + t) / (10 + t)) at
         step t from 0, as in TensorFlow's ExponentialMovingAverage. It matters only if the state keeps averages.
+
+    Raises:
+      UserError: while the step is traced: the optimizer asks for something else.
     """
 
-    def train_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, axis_name: AxisName | None = None
+    ) -> tuple[TrainState, Metrics]:
         _check_batch(batch)
         size = len(batch["label"])
         if size % micro_batches:
@@ -75,7 +84,8 @@ def make_train_step(
         total = size if axis_name is None else size * jax.lax.psum(1, axis_name)
         visits = jnp.stack([jnp.full_like(positions, state.step), positions], axis=1)
         augment_key, rng = jax.random.split(state.rng)
-        dropout_key, mix_key = jax.random.split(jax.random.fold_in(rng, state.step))
+        step_key = jax.random.fold_in(rng, state.step)
+        dropout_key, mix_key = jax.random.split(step_key)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         momenta = {}
 
@@ -99,26 +109,55 @@ def make_train_step(
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             return mean * scale, (_metrics(logits, losses, labels, mask), updated.get("batch_stats", {}))
 
-        def gradients_of(share):
-            gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, share)
-            return (gradients, metrics), batch_stats
+        def differentiate(params):
+            """Returns sums over the batch: loss, gradient, the factor that makes them those of the mean, metrics.
 
-        (gradients, metrics), batch_stats = _over_micro_batches(
-            gradients_of, {"visit": visits, **batch, "position": positions}, micro_batches
-        )
-        gradients, metrics = _sum_over(axis_name, (gradients, metrics))
-        # Of a batch without a real example nothing is learned, which is no fault of the gradients.
-        correction = total / (jnp.maximum(metrics["count"], 1) * scale)
+            Last come the running statistics that each part arrived at.
+            """
+            # Under `jax.shard_map` JAX itself sums the gradient with respect to what is replicated. Each device's
+            # own is summed here, once, as under `pmap`.
+            own = as_own(params, axis_name)
+
+            def of_part(part):
+                (value, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(own, part)
+                return (value, gradients, metrics), batch_stats
+
+            (value, gradients, metrics), batch_stats = _over_micro_batches(
+                of_part, {"visit": visits, **batch, "position": positions}, micro_batches
+            )
+            gradients, metrics = _sum_over(axis_name, (gradients, metrics))
+            # Of a batch without a real example nothing is learned, which is no fault of the gradients.
+            correction = total / (jnp.maximum(metrics["count"], 1) * scale)
+            return _sum_over(axis_name, value), gradients, correction, metrics, batch_stats
+
+        value, gradients, correction, metrics, batch_stats = differentiate(state.params)
 
         def corrected() -> Any:
-            return jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), gradients)
+            return _scaled(gradients, correction)
+
+        def extra_arguments() -> dict[str, Any]:
+            """Returns what optimizers may ask for beyond the gradients and the parameters."""
+
+            def value_and_gradient(params):
+                value, gradients, correction, *_ = differentiate(params)
+                return value * correction, _scaled(gradients, correction)
+
+            # Of its own derivative, because JAX's would be that of one device's part without `check_vma`.
+            value_fn = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
+            value_fn.defvjp(value_and_gradient, lambda gradient, of_value: (_scaled(gradient, of_value),))
+            # The third child of the key, of which `split` made two.
+            key = jax.random.fold_in(step_key, 2)
+            return {"value": value * correction, "grad": corrected(), "value_fn": value_fn, "key": key}
 
         batch_stats = merge_statistics(batch_stats, momenta, axis_name)
         finite = _all_finite((corrected(), batch_stats, metrics["loss"]))
         old = {name: getattr(state, name) for name in ("params", "batch_stats", "opt_state", "ema")}
 
         def advanced() -> dict[str, Any]:
-            updates, opt_state = optimizer.update(corrected(), state.opt_state, state.params)
+            with _unmet_requests_refused():
+                updates, opt_state = optax.with_extra_args_support(optimizer).update(
+                    corrected(), state.opt_state, state.params, **extra_arguments()
+                )
             params = optax.apply_updates(state.params, updates)
             ema = None
             if state.ema is not None:
@@ -129,7 +168,7 @@ def make_train_step(
                 )
             new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
             # Statistics of float64 maps are in float64, and kept in the precision that they began in.
-            return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
+            return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), new, old)
 
         kept = _where(finite, advanced, lambda: old)
         loss_scale = None if state.loss_scale is None else state.loss_scale.adjust(finite)
@@ -138,6 +177,23 @@ def make_train_step(
         return state.replace(step=state.step + 1, loss_scale=loss_scale, **kept), metrics
 
     return train_step
+
+
+def _scaled(tree: Any, factor: Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
+
+
+@contextlib.contextmanager
+def _unmet_requests_refused() -> Iterator[None]:
+    """Says in one line that an optimizer asks for an argument that the step has not."""
+    try:
+        yield
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        raise UserError(
+            f"the optimizer asks for what a step does not have: {error}; it has value, grad, value_fn and key"
+        ) from None
 
 
 def _all_finite(tree: Any) -> Array:
@@ -171,7 +227,7 @@ def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
       views: `views(images)` from uint8 (B, H, W, C) to the network's inputs, see `average_views`.
     """
 
-    def eval_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> Metrics:
+    def eval_step(state: TrainState, batch: Batch, axis_name: AxisName | None = None) -> Metrics:
         _check_batch(batch)
         logits = average_views(model, state.variables, views(batch["image"]))
         losses = cross_entropy(logits, batch["label"])
@@ -225,7 +281,7 @@ def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Bat
         return terms, jax.tree.map(lambda leaf: leaf[None], others)
     parts = jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), batch)
     shapes, _ = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
-    nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    nothing = jax.tree.map(jnp.zeros_like, shapes)
 
     def add(sums, part):
         terms, others = function(part)
@@ -234,5 +290,5 @@ def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Bat
     return jax.lax.scan(add, nothing, parts)
 
 
-def _sum_over(axis_name: str | None, tree: Any) -> Any:
+def _sum_over(axis_name: AxisName | None, tree: Any) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
