@@ -1,15 +1,18 @@
-"""Convolution of NHWC maps, on each platform by the way that is quick there; chosen when a program is lowered."""
+"""Convolution of NHWC feature maps, on each platform by the way that is quick there."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.interpreters import batching
 
 from flaxcnn.ops import cpu_convolution
 from flaxcnn.ops.geometry import Geometry, is_wide, stock, transposed, unstrided
+from flaxcnn.ops.primitives import Multilinear, fold_into_rows, mapped_size
 
 Array = jax.Array
+INPUT, KERNEL, OUTPUT = "input", "kernel", "output"
 
 
 def convolution(
@@ -26,10 +29,10 @@ def convolution(
 ) -> Array:
     """Convolves as `jax.lax.conv_general_dilated` does, whose arguments it takes; for `flax.linen.Conv`.
 
-    Reverse-mode gradients of any order; no forward mode. What differs from the original is the order of summation.
+    It behaves as that operation under every transformation and placement. What differs is the order of summation.
 
     Args:
-      x: maps (B, H, W, C).
+      x: feature maps (B, H, W, C).
       kernel: (height, width, C / groups, features).
       window_strides: of rows and columns.
       padding: zeros before and after rows and columns.
@@ -42,65 +45,14 @@ def convolution(
       (B, H', W', features).
 
     Raises:
-      ValueError: maps of another rank, or dilation.
+      ValueError: an input of another rank, or dilation.
     """
     if x.ndim != 4 or {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} != {1}:
         raise ValueError(f"convolution takes maps (batch, height, width, channels) undilated, got {x.shape}")
     paddings = tuple((low, high) for low, high in padding)
-    geometry = Geometry(tuple(window_strides), paddings, feature_group_count, precision)
-    return _convolve(*_equally_varying(x, kernel), geometry)
-
-
-def _equally_varying(*arrays: Array) -> list[Array]:
-    """Marks arrays that are alike on all devices of a `shard_map` as varying if another one varies.
-
-    JAX's own operations do so themselves, so that a gradient by a parameter is summed over the devices.
-    """
-    axes = [getattr(jax.typeof(x), "mat", jax.typeof(x)) for x in arrays]
-    axes = [frozenset(getattr(each, "varying", None) or getattr(each, "vma", ())) for each in axes]
-    missing = [tuple(frozenset().union(*axes) - each) for each in axes]
-    return [jax.lax.pcast(x, names, to="varying") if names else x for x, names in zip(arrays, missing, strict=True)]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    by_cpu = cpu_convolution.convolve if _is_for_cpu(x) else stock
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(by_cpu, geometry=geometry),
-        default=functools.partial(by_accelerator, geometry=geometry),
+    return _convolution(
+        x, kernel, geometry=Geometry(tuple(window_strides), paddings, feature_group_count, precision)
     )
-
-
-def _forward(x: Array, kernel: Array, geometry: Geometry) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, geometry), (x, kernel)
-
-
-def _backward(geometry: Geometry, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    def by_input(x: Array, kernel: Array, gradient: Array, convolve=by_accelerator) -> Array:
-        return transposed(lambda x: convolve(x, kernel, geometry), x, gradient)
-
-    def by_kernel(x: Array, kernel: Array, gradient: Array, convolve=by_accelerator) -> Array:
-        return transposed(lambda kernel: convolve(x, kernel, geometry), kernel, gradient)
-
-    if _is_for_cpu(saved[0]):
-        cpu_by_input = functools.partial(cpu_convolution.input_gradient, geometry=geometry)
-        cpu_by_kernel = functools.partial(cpu_convolution.kernel_gradient, geometry=geometry)
-    else:
-        cpu_by_input, cpu_by_kernel = (functools.partial(by, convolve=stock) for by in (by_input, by_kernel))
-    return (
-        jax.lax.platform_dependent(*saved, gradient, cpu=cpu_by_input, default=by_input),
-        jax.lax.platform_dependent(*saved, gradient, cpu=cpu_by_kernel, default=by_kernel),
-    )
-
-
-_convolve.defvjp(_forward, _backward)
-
-
-def _is_for_cpu(x: Array) -> bool:
-    """Returns whether CPUs have quicker ways than JAX for such maps: not in half precision, not of one pixel."""
-    return is_wide(x) and x.shape[1:3] != (1, 1)
 
 
 def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -108,6 +60,84 @@ def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
     A 7x7 convolution at stride 2 of 3 channels becomes one of 4x4 at stride 1 of 12 channels.
     """
-    if kernel.shape[2] > 4 or geometry.groups > 1 or min(geometry.strides) == 1 or geometry.is_pointwise(kernel):
+    if (
+        kernel.shape[2] > 4
+        or geometry.groups > 1
+        or min(geometry.strides) == 1
+        or geometry.is_pointwise(kernel.shape)
+    ):
         return stock(x, kernel, geometry)
     return unstrided(x, kernel, geometry)
+
+
+def _derived(
+    result: str,
+    shape: tuple[int, ...],
+    *operands: Array,
+    geometry: Geometry,
+    convolve: Callable[[Array, Array, Geometry], Array] = by_accelerator,
+) -> Array:
+    """Returns the output of a convolution, or its gradient with respect to input or kernel, by JAX's transpose."""
+    if result == OUTPUT:
+        return convolve(*operands, geometry)
+    other, gradient = operands
+    if result == INPUT:
+        return transposed(lambda x: convolve(x, other, geometry), shape, gradient)
+    return transposed(lambda kernel: convolve(other, kernel, geometry), shape, gradient)
+
+
+def _on_cpu(result: str, shape: tuple[int, ...], *operands: Array, geometry: Geometry) -> Array:
+    input_shape = shape if result == INPUT else operands[0].shape
+    if not is_wide(operands[0]) or input_shape[1:3] == (1, 1):  # there nothing is quicker than JAX's own
+        return _derived(result, shape, *operands, geometry=geometry, convolve=stock)
+    if result == OUTPUT:
+        return cpu_convolution.convolve(*operands, geometry)
+    if result == INPUT:
+        return cpu_convolution.input_gradient(shape, *operands, geometry)
+    return cpu_convolution.kernel_gradient(*operands, shape, geometry)
+
+
+_convolution = Multilinear(
+    "flaxcnn_convolution", (INPUT, KERNEL, OUTPUT), stock=stock, default=_derived, cpu=_on_cpu
+)
+
+
+def _mapped(
+    operands: Sequence[Array],
+    axes: Sequence[int | None],
+    *,
+    result: str,
+    shape: tuple[int, ...],
+    geometry: Geometry,
+    **params: Any,
+) -> tuple[Array, int]:
+    """Maps a convolution over an axis: that of more images for one kernel, else that of more groups of channels."""
+    size = mapped_size(operands, axes)
+    given = [name for name in (INPUT, KERNEL, OUTPUT) if name != result]
+    fields = {"result": result, "geometry": geometry, **params}
+    if result != KERNEL and axes[given.index(KERNEL)] is None:
+        operands = [
+            x if axis is None else fold_into_rows([x], [axis], size)[0]
+            for x, axis in zip(operands, axes, strict=True)
+        ]
+        y = _convolution.primitive.bind(*operands, shape=(shape[0] * size, *shape[1:]), **fields)
+        return y.reshape(shape[0], size, *shape[1:]), 1
+    if not size:
+        return jnp.zeros((0, *shape), operands[0].dtype), 0
+    # One input for many kernels needs no groups: these have more features.
+    is_shared = geometry.groups == 1 and result != INPUT and axes[0] is None
+    if not is_shared:
+        fields["geometry"] = geometry._replace(groups=geometry.groups * size)
+    folded = []
+    for name, x, axis in zip(given, operands, axes, strict=True):
+        if axis is None and not (name == INPUT and is_shared):
+            x, axis = jnp.broadcast_to(x[..., None, :], (*x.shape[:3], size, x.shape[3])), 3
+        if axis is not None:
+            x = jnp.moveaxis(x, axis, 3)
+            x = x.reshape(*x.shape[:3], size * x.shape[4])
+        folded.append(x)
+    y = _convolution.primitive.bind(*folded, shape=(*shape[:3], size * shape[3]), **fields)
+    return y.reshape(*shape[:3], size, shape[3]), 3
+
+
+batching.primitive_batchers[_convolution.primitive] = _mapped

@@ -39,58 +39,65 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
         parts, dense = _super_groups(kernel.shape, geometry.groups), geometry._replace(groups=1)
         outputs = [stock(_channels(x, part.inputs), part.dense(kernel), dense) for part in parts]
         return _placed([(part, 0) for part in outputs], outputs[0].shape[:3])
-    if _is_narrow(x, kernel, geometry) and kernel.shape[2] * kernel.shape[3] <= PRODUCTS_A_PIXEL:
+    if _is_narrow(x.shape, kernel.shape, geometry) and kernel.shape[2] * kernel.shape[3] <= PRODUCTS_A_PIXEL:
         return _by_rows(x, kernel, geometry)
     # Eigen's own 1x1 convolution is quicker than its product, but for one image.
-    if geometry.is_pointwise(kernel) and geometry.strides == (1, 1) and (x.shape[0] == 1 or not _left_to_eigen()):
+    if (
+        geometry.is_pointwise(kernel.shape)
+        and geometry.strides == (1, 1)
+        and (x.shape[0] == 1 or not _left_to_eigen())
+    ):
         return _product(x, kernel[0, 0])
     return stock(x, kernel, geometry)
 
 
-def input_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> Array:
-    """Returns what the gradient (B, H', W', features) of the output is by the input."""
+def input_gradient(shape: tuple[int, ...], kernel: Array, gradient: Array, geometry: Geometry) -> Array:
+    """Returns the gradient with respect to the input, of this shape, given that of the output."""
     if geometry.groups > 1:
         dense = geometry._replace(groups=1)
         parts = [
             input_gradient(
-                x[..., slice(*part.inputs)], part.dense(kernel), _channels(gradient, part.outputs), dense
+                (*shape[:3], part.inputs[1] - part.inputs[0]),
+                part.dense(kernel),
+                _channels(gradient, part.outputs),
+                dense,
             )
             for part in _super_groups(kernel.shape, geometry.groups)
         ]
-        return _placed([(part, 0) for part in parts], x.shape[:3])
-    if _is_narrow(x, kernel, geometry):
-        return _by_rows_transposed(x, kernel, gradient, geometry)
-    if not _is_product(kernel, gradient, geometry):
+        return _placed([(part, 0) for part in parts], shape[:3])
+    if _is_narrow(shape, kernel.shape, geometry):
+        return _by_rows_transposed(shape, kernel, gradient, geometry)
+    if not _is_product(kernel.shape, gradient, geometry):
         # Between the values of a strided gradient XLA's own sees zeros, and takes its time over each of them; that
         # costs more than the zeros of the kernel here, unless there are many channels.
         convolve = unstrided if min(geometry.strides) > 1 and kernel.shape[2] <= SUPER_GROUP else stock
-        return transposed(lambda x: convolve(x, kernel, geometry), x, gradient)
+        return transposed(lambda x: convolve(x, kernel, geometry), shape, gradient)
     # Transposed in memory, because within the product it would be read by columns.
     product = _product(gradient, jax.lax.optimization_barrier(kernel[0, 0].T))
     config = [(0, 0, 0)] * 4
     for axis, stride in enumerate(geometry.strides, 1):
-        config[axis] = (0, x.shape[axis] - (product.shape[axis] - 1) * stride - 1, stride - 1)
+        config[axis] = (0, shape[axis] - (product.shape[axis] - 1) * stride - 1, stride - 1)
     return jax.lax.pad(product, jnp.zeros((), product.dtype), config)
 
 
-def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> Array:
-    """Returns what the gradient (B, H', W', features) of the output is by the kernel."""
+def kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], geometry: Geometry) -> Array:
+    """Returns the gradient with respect to the kernel, of this shape, given that of the output."""
     if geometry.groups > 1:
-        parts, dense = _super_groups(kernel.shape, geometry.groups), geometry._replace(groups=1)
+        parts, dense = _super_groups(shape, geometry.groups), geometry._replace(groups=1)
         products = [
-            kernel_gradient(_channels(x, part.inputs), part.dense(kernel), _channels(gradient, part.outputs), dense)
+            kernel_gradient(_channels(x, part.inputs), _channels(gradient, part.outputs), part.dense_shape, dense)
             for part in parts
         ]
         return jnp.concatenate(
             [part.diagonal(product) for part, product in zip(parts, products, strict=True)], axis=-1
         )
-    if _is_product(kernel, gradient, geometry):
+    if _is_product(shape, gradient, geometry):
         down, right = geometry.strides
         return _summed_product(x[:, ::down, ::right], gradient)[None, None]
-    is_plain = geometry.strides == (1, 1) and not _is_narrow(x, kernel, geometry)
+    is_plain = geometry.strides == (1, 1) and not _is_narrow(x.shape, shape, geometry)
     if not is_plain or not _is_large(gradient) or _left_to_eigen():
-        return transposed(lambda kernel: stock(x, kernel, geometry), kernel, gradient)
-    height, width, channels, features = kernel.shape
+        return transposed(lambda kernel: stock(x, kernel, geometry), shape, gradient)
+    height, width, channels, features = shape
     x = framed(x, geometry.paddings)
     if channels > 2 * features:
         # What a window sees of the gradient is less to copy: with the roles changed the gradient comes out turned.
@@ -99,14 +106,14 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, geometry: Geometry
     return _correlation(x, gradient, (height, width))
 
 
-def _is_product(kernel: Array, gradient: Array, geometry: Geometry) -> bool:
+def _is_product(kernel_shape: tuple[int, ...], gradient: Array, geometry: Geometry) -> bool:
     """Returns whether the gradients are those of a 1x1 convolution, and quicker as products of matrices."""
-    if not geometry.is_pointwise(kernel):
+    if not geometry.is_pointwise(kernel_shape):
         return False
     # With a stride Eigen, too, takes its time, over the zeros between the values of the gradient.
     is_rivalled = _left_to_eigen() and geometry.strides == (1, 1) and isinstance(gradient.size, int)
     positions = gradient.size // gradient.shape[3]
-    return not (is_rivalled and kernel.size > NUMBERS_A_POSITION * positions)
+    return not (is_rivalled and math.prod(kernel_shape) > NUMBERS_A_POSITION * positions)
 
 
 def _is_large(gradient: Array) -> bool:
@@ -123,13 +130,13 @@ def _left_to_eigen() -> bool:
     return bool(chosen) and "INDIVIDUAL_CONVOLUTION" not in chosen[-1]
 
 
-def _is_narrow(x: Array, kernel: Array, geometry: Geometry) -> bool:
+def _is_narrow(shape: tuple[int, ...], kernel_shape: tuple[int, ...], geometry: Geometry) -> bool:
     """Returns whether whole rows of pixels do better as channels than pixels by themselves.
 
     One product of matrices then holds more than is asked for, but nothing is done value by value.
     """
-    width, channels, features = kernel.shape[1:]
-    is_small = width * channels <= ACROSS and x.shape[2] * features <= PRODUCTS * width
+    width, channels, features = kernel_shape[1:]
+    is_small = width * channels <= ACROSS and shape[2] * features <= PRODUCTS * width
     return geometry.groups == 1 and width > 1 and is_small
 
 
@@ -146,10 +153,10 @@ def _by_rows(x: Array, kernel: Array, geometry: Geometry) -> Array:
     return _product(seen, _row_matrix(width, kernel, geometry)).reshape(batch, count, -1, kernel.shape[3])
 
 
-def _by_rows_transposed(x: Array, kernel: Array, gradient: Array, geometry: Geometry) -> Array:
-    """Returns what the gradient (B, H', W', features) of the output is by the input, as `_by_rows` has it."""
+def _by_rows_transposed(shape: tuple[int, ...], kernel: Array, gradient: Array, geometry: Geometry) -> Array:
+    """Returns the gradient with respect to the input of `_by_rows`, given that of the output."""
     (top, bottom), (left, _) = geometry.paddings
-    (batch, size, width, channels), (height, count) = x.shape, (kernel.shape[0], gradient.shape[1])
+    (batch, size, width, channels), (height, count) = shape, (kernel.shape[0], gradient.shape[1])
     matrix, down = _row_matrix(width, kernel, geometry), geometry.strides[0]
     product = _product(gradient.reshape(batch, count, 1, -1), matrix.T).reshape(batch, count, height, -1)
     unseen, zero = top + size + bottom - height - (count - 1) * down, jnp.zeros((), product.dtype)
@@ -233,12 +240,17 @@ class _SuperGroup:
         self.inputs = first * self._channels, last * self._channels
         self.outputs = first * self._features, last * self._features
 
+    @property
+    def dense_shape(self) -> tuple[int, ...]:
+        """The shape of what `dense` returns."""
+        return *self._window, self._count * self._channels, self._count * self._features
+
     def dense(self, kernel: Array) -> Array:
         """Returns its part of a grouped kernel as a dense one, zero where an input is not of the output's group."""
         part = _channels(kernel, self.outputs)
         part = part.reshape(*self._window, 1, self._channels, self._count, self._features)
         same = jnp.eye(self._count, dtype=bool)[:, None, :, None]
-        return jnp.where(same, part, 0).reshape(*self._window, self._count * self._channels, -1)
+        return jnp.where(same, part, 0).reshape(self.dense_shape)
 
     def diagonal(self, dense: Array) -> Array:
         """Returns of a dense kernel what lies within groups, as a part of a grouped one."""

@@ -26,9 +26,9 @@ class Geometry(NamedTuple):
     groups: int = 1
     precision: Any = None
 
-    def is_pointwise(self, kernel: Array) -> bool:
+    def is_pointwise(self, kernel_shape: tuple[int, ...]) -> bool:
         """Returns whether each output sees one pixel."""
-        return kernel.shape[:2] == (1, 1) and not any(map(any, self.paddings))
+        return kernel_shape[:2] == (1, 1) and not any(map(any, self.paddings))
 
 
 def is_wide(x: Array) -> bool:
@@ -49,9 +49,9 @@ def stock(x: Array, kernel: Array, geometry: Geometry) -> Array:
     )
 
 
-def transposed(linear: Callable[[Array], Array], argument: Array, gradient: Array) -> Array:
-    """Returns the gradient by the argument of a linear function."""
-    return jax.vjp(linear, argument)[1](gradient)[0]
+def transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], gradient: Array) -> Array:
+    """Returns the gradient with respect to the argument, of this shape, of a linear function."""
+    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
 
 
 def unstrided(x: Array, kernel: Array, geometry: Geometry) -> Array:

@@ -37,29 +37,31 @@ def local_response_norm(
     return _normalise(exact, size, alpha / size if divide_by_size else alpha, beta, k).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def _normalise(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
-    return _normalise_forward(x, size, alpha, beta, k)[0]
+    return x * _factor(x, size, alpha, beta, k)[1]
 
 
-def _normalise_forward(x: Array, size: int, alpha: float, beta: float, k: float):
-    denominator = k + alpha * _sum_of_neighbours(jnp.square(x), size // 2, (size - 1) // 2)
+def _factor(x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
+    """Returns the denominator and what each value is multiplied with."""
+    denominator = k + alpha * _sum_of_neighbours(jnp.square(x), size)
     # A power, in a third of the time: the denominator is positive.
-    factor = jnp.exp(-beta * jnp.log(denominator))
-    return x * factor, (x, denominator, factor)
+    return denominator, jnp.exp(-beta * jnp.log(denominator))
 
 
-def _normalise_backward(size: int, alpha: float, beta: float, k: float, saved: tuple[Array, ...], gradient: Array):
-    x, denominator, factor = saved
-    through_sums = _sum_of_neighbours(gradient * x * factor / denominator, (size - 1) // 2, size // 2)
-    return (gradient * factor - 2 * alpha * beta * x * through_sums,)
+@_normalise.defjvp
+def _(
+    size: int, alpha: float, beta: float, k: float, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    # By itself JAX would keep more arrays for the backward pass, and take a logarithm and a power through it.
+    (x,), (tangent,) = primals, tangents
+    denominator, factor = _factor(x, size, alpha, beta, k)
+    through_sums = _sum_of_neighbours(x * tangent, size) * (x * factor / denominator)
+    return x * factor, tangent * factor - 2 * alpha * beta * through_sums
 
 
-_normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-def _sum_of_neighbours(x: Array, before: int, after: int) -> Array:
+def _sum_of_neighbours(x: Array, size: int) -> Array:
     """Adds shifted copies, in one pass; XLA's windows of a CPU go value by value."""
     channels = x.shape[-1]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
-    return sum(x[..., start : start + channels] for start in range(before + after + 1))
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)])
+    return sum(x[..., start : start + channels] for start in range(size))

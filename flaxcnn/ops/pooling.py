@@ -2,16 +2,17 @@
 
 import functools
 import itertools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import ad
 
 from flaxcnn.errors import UserError
 from flaxcnn.ops.geometry import Paddings, framed, is_wide, transposed
+from flaxcnn.ops.primitives import Multilinear, map_over_rows, primitive, uses_stock
 
 Array = jax.Array
 # In so many pieces at most is a maximum taken on a CPU: the windows inside, at the sides, and in the corners.
@@ -41,30 +42,16 @@ def _paddings(x: Array, window: int, stride: int, padding: int, ceil_mode: bool)
     return (padding, rows), (padding, columns)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _maximum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
-    def in_pieces(x: Array) -> Array:
-        rows, columns = (
-            _stretches(n, window, stride, both) for n, both in zip(x.shape[1:3], paddings, strict=True)
-        )
-        if len(rows) * len(columns) > PIECES or max(map(max, paddings)) >= window:
-            return _maximum_in_one_pass(x, window, stride, paddings)
-        return _maximum_in_pieces(x, stride, rows, columns)
-
-    return _stock_but_on_cpus(in_pieces, x, window, stride, paddings)
+def _stock_maximum(x: Array, window: int, stride: int, paddings: Paddings, **_: Any) -> Array:
+    return nn.max_pool(x, (window, window), (stride, stride), paddings)
 
 
-def _stock_but_on_cpus(
-    by_cpu: Callable[[Array], Array], x: Array, window: int, stride: int, paddings: Paddings
-) -> Array:
-    def stock(x: Array) -> Array:
-        return nn.max_pool(x, (window, window), (stride, stride), paddings)
-
-    return jax.lax.platform_dependent(x, cpu=by_cpu, default=stock)
-
-
-def _maximum_in_one_pass(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
-    return _maximum_of_places(framed(x, paddings, -jnp.inf), (window, window), stride)
+def _maximum_on_cpu(x: Array, window: int, stride: int, paddings: Paddings, is_derived: bool) -> Array:
+    rows, columns = (_stretches(n, window, stride, both) for n, both in zip(x.shape[1:3], paddings, strict=True))
+    # The gradient needs the frame too, and the compiler makes it once for both.
+    if is_derived or len(rows) * len(columns) > PIECES or max(map(max, paddings)) >= window:
+        return _maximum_of_places(framed(x, paddings, -jnp.inf), (window, window), stride)
+    return _maximum_in_pieces(x, stride, rows, columns)
 
 
 def _maximum_of_places(x: Array, window: tuple[int, int], stride: int) -> Array:
@@ -119,22 +106,21 @@ def _maximum_in_pieces(x: Array, stride: int, rows: list[_Stretch], columns: lis
     return result
 
 
-def _maximum_forward(x: Array, window: int, stride: int, paddings: Paddings) -> tuple[Array, tuple[Array]]:
-    def in_one_pass(x: Array) -> Array:
-        # The gradient needs the frame too, and the compiler makes it once for both.
-        return _maximum_in_one_pass(x, window, stride, paddings)
+def _select(x: Array, values: Array, window: int, stride: int, paddings: Paddings) -> Array:
+    """Returns of each window the value that lies where `x` has its first maximum."""
+    maximum, *others = _places(framed(x, paddings, -jnp.inf), (window, window), stride)
+    chosen, *candidates = _places(framed(values, paddings), (window, window), stride)
+    for value, candidate in zip(others, candidates, strict=True):
+        more = ~(maximum >= value)
+        maximum, chosen = jnp.where(more, value, maximum), jnp.where(more, candidate, chosen)
+    return chosen
 
-    return _stock_but_on_cpus(in_one_pass, x, window, stride, paddings), (x,)
 
-
-def _maximum_backward(
-    window: int, stride: int, paddings: Paddings, saved: tuple[Array], gradient: Array
-) -> tuple[Array]:
-    """Gives each gradient to the first maximum of its window.
+def _scatter(x: Array, gradient: Array, window: int, stride: int, paddings: Paddings) -> Array:
+    """Gives the gradient of each window to its first maximum: the transpose of `_select`.
 
     XLA's own select-and-scatter does it value by value on a CPU, and by atomic additions in any order on a GPU.
     """
-    (x,) = saved
     (top, _), (left, _) = paddings
     batch, height, width, channels = x.shape
     rows, columns = gradient.shape[1:3]
@@ -172,10 +158,37 @@ def _maximum_backward(
         lattices = jax.lax.optimization_barrier(lattices)
         result = jnp.stack([jnp.stack(columns, axis=3) for columns in lattices], axis=2)
         result = result.reshape(batch, lattice[0] * stride, lattice[1] * stride, channels)
-    return (result[:, top : top + height, left : left + width],)
+    return result[:, top : top + height, left : left + width]
 
 
-_maximum.defvjp(_maximum_forward, _maximum_backward)
+def _selected(result: str, shape: tuple[int, ...], x: Array, values: Array, **geometry: Any) -> Array:
+    return (_select if result == "output" else _scatter)(x, values, **geometry)
+
+
+def _stock_selected(x: Array, values: Array, **geometry: Any) -> Array:
+    return jax.jvp(functools.partial(_stock_maximum, **geometry), (x,), (values,))[1]
+
+
+_selection = Multilinear(
+    "flaxcnn_max_pool_tangent",
+    ("input", "output"),
+    residuals=1,
+    stock=_stock_selected,
+    default=_selected,
+    cpu=_selected,
+)
+_maximum = primitive("flaxcnn_max_pool", result_type=_stock_maximum, default=_stock_maximum, cpu=_maximum_on_cpu)
+map_over_rows(_maximum)
+
+
+def _maximum_and_tangent(operands: tuple[Array], tangents: tuple[Array], **params: Any) -> tuple[Array, Array]:
+    geometry = {**params}
+    del geometry["is_derived"]
+    tangent = _selection(*operands, *tangents, **geometry)
+    return _maximum.bind(*operands, **geometry, is_derived=True), tangent
+
+
+ad.primitive_jvps[_maximum] = _maximum_and_tangent
 
 
 def _places(x: Array, window: tuple[int, int], stride: int) -> list[Array]:
@@ -206,7 +219,10 @@ def max_pool(x: Array, window: int, stride: int, *, padding: int = 0, ceil_mode:
     Raises:
       UserError: no window fits.
     """
-    return _maximum(x, window, stride, _paddings(x, window, stride, padding, ceil_mode))
+    paddings = _paddings(x, window, stride, padding, ceil_mode)
+    if uses_stock():
+        return _stock_maximum(x, window, stride, paddings)
+    return _maximum.bind(x, window=window, stride=stride, paddings=paddings, is_derived=False)
 
 
 def average_pool(
@@ -243,22 +259,7 @@ def average_pool(
 def _sum(x: Array, window: int, stride: int, paddings: Paddings) -> Array:
     if window != stride or any(map(any, paddings)):
         return nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (stride, stride), paddings)
-    return _sum_side_by_side(x, window)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _sum_side_by_side(x: Array, window: int) -> Array:
-    """Sums over windows that lie side by side."""
-
-    def by_places(x: Array) -> Array:
-        return functools.reduce(jax.lax.add, _places(x, (window, window), window))
-
-    def over_axes(x: Array) -> Array:
-        return _sum_over_axes(x, window)
-
-    # XLA:CPU gives sums over axes to a library, and with them what they are sums of, convolutions included.
-    by_cpu = by_places if window**2 <= PLACES else over_axes
-    return jax.lax.platform_dependent(x, cpu=by_cpu, default=over_axes)
+    return _sum_side_by_side(x, window=window)
 
 
 def _sum_over_axes(x: Array, window: int) -> Array:
@@ -268,10 +269,26 @@ def _sum_over_axes(x: Array, window: int) -> Array:
     return x.reshape(batch, rows, window, columns, window, channels).sum(axis=(2, 4))
 
 
-# The gradient of the sum over axes is a fraction of the work of that of places.
-_sum_side_by_side.defvjp(
-    lambda x, window: (_sum_side_by_side(x, window), (x,)),
-    lambda window, saved, gradient: (transposed(lambda x: _sum_over_axes(x, window), *saved, gradient),),
+def _stock_sum(x: Array, window: int) -> Array:
+    return nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (window, window), ((0, 0), (0, 0)))
+
+
+def _summed(result: str, shape: tuple[int, ...], x: Array, window: int) -> Array:
+    if result == "output":
+        return _sum_over_axes(x, window)
+    return transposed(lambda x: _sum_over_axes(x, window), shape, x)
+
+
+def _summed_on_cpu(result: str, shape: tuple[int, ...], x: Array, window: int) -> Array:
+    # XLA:CPU gives sums over axes to a library, and with them what they are sums of, convolutions included. The
+    # gradient of such a sum is a fraction of the work of that of places.
+    if result == "output" and window**2 <= PLACES:
+        return functools.reduce(jax.lax.add, _places(x, (window, window), window))
+    return _summed(result, shape, x, window)
+
+
+_sum_side_by_side = Multilinear(
+    "flaxcnn_window_sum", ("input", "output"), stock=_stock_sum, default=_summed, cpu=_summed_on_cpu
 )
 
 
@@ -286,18 +303,29 @@ def global_average_pool(x: Array, *, keepdims: bool = False) -> Array:
       (B, C) or (B, 1, 1, C).
     """
 
-    def mean(x: Array) -> Array:
-        return x.mean(axis=(1, 2))
-
-    def by_product(x: Array) -> Array:
-        batch, height, width, channels = x.shape
-        weights = jnp.full((batch, height * width), 1 / (height * width), x.dtype)
-        x = x.reshape(batch, height * width, channels)
-        return jax.lax.dot_general(weights, x, (((1,), (1,)), ((0,), (0,))))
-
-    # For a sum see `_sum_side_by_side`. Half precision has its sums in single precision.
-    result = jax.lax.platform_dependent(x, cpu=by_product if is_wide(x) else mean, default=mean)
+    result = _mean(x)
     return result[:, None, None] if keepdims else result
+
+
+def _stock_mean(x: Array) -> Array:
+    return x.mean(axis=(1, 2))
+
+
+def _averaged(result: str, shape: tuple[int, ...], x: Array) -> Array:
+    return _stock_mean(x) if result == "output" else transposed(_stock_mean, shape, x)
+
+
+def _averaged_on_cpu(result: str, shape: tuple[int, ...], x: Array) -> Array:
+    # For a sum see `_summed_on_cpu`. Half precision has its sums in single precision.
+    if result != "output" or not is_wide(x):
+        return _averaged(result, shape, x)
+    batch, height, width, channels = x.shape
+    weights = jnp.full((batch, height * width), 1 / (height * width), x.dtype)
+    x = x.reshape(batch, height * width, channels)
+    return jax.lax.dot_general(weights, x, (((1,), (1,)), ((0,), (0,))))
+
+
+_mean = Multilinear("flaxcnn_mean", ("input", "output"), stock=_stock_mean, default=_averaged, cpu=_averaged_on_cpu)
 
 
 def adaptive_average_pool(x: Array, output_size: tuple[int, int]) -> Array:
