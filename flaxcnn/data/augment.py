@@ -270,8 +270,8 @@ def pca_lighting(key: Array, image: Array, std: float = 0.1) -> Array:
         raise UserError(f"lighting of an image {image.shape}: it must have 3 channels, last")
     draws = std * jax.random.normal(key, (3,), jnp.float32)
     # A sum rather than a product of matrices, which accelerators compute in fewer bits.
-    gain = 255 * (IMAGENET_COMPONENTS * IMAGENET_VARIANCES * draws).sum(-1)
-    return image.astype(jnp.float32) + gain
+    gain = 255 * (IMAGENET_COMPONENTS * IMAGENET_VARIANCES * draws[None]).sum(-1)
+    return image.astype(jnp.float32) + gain[None, None]
 
 
 def random_erasing(

@@ -169,8 +169,6 @@ class Strategy:
                 mesh=self._mesh,
                 in_specs=tuple(PartitionSpec(AXIS) if n in split else PartitionSpec() for n in range(count)),
                 out_specs=PartitionSpec(),
-                # With it JAX would sum the gradients of what is replicated a second time.
-                check_vma=False,
             )
             program = jax.jit(shares, donate_argnums=donate)
         else:

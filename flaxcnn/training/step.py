@@ -1,8 +1,8 @@
 """One step of training and one of evaluation, each written once, for one device's share of a batch."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from flaxcnn.errors import UserError
+from flaxcnn.errors import UserError, first_line
 from flaxcnn.inference.prediction import Views, average_views
 from flaxcnn.training.shares import AxisName, apply_to_share, as_own, merge_statistics
 from flaxcnn.training.state import TrainState
@@ -53,9 +54,9 @@ def make_train_step(
 
     Args:
       model: network, called with `train=True`.
-      optimizer: of optax. One that asks for more than gradients gets, of the whole batch, `value` (the mean loss),
-        `grad`, `value_fn` (the mean loss as a function of the parameters, for line searches), and a `key` of the
-        step.
+      optimizer: of optax. One that asks for more than gradients gets, of the whole batch, `value` (the mean loss)
+        and `grad`; `value_fn(params)` and `grad_fn(params, number)`, which compute them at other parameters; and a
+        `key` of the step.
       preprocess: `preprocess(images, key=key, visits=visits)` from uint8 (B, H, W, C) to the network's input,
         augmented as the visits (B, 2) say, by the key of the run.
       mix: `mix(key, images, targets, mask)`, which returns images and targets mixed over the batch, and the mask of
@@ -69,7 +70,7 @@ def make_train_step(
         step t from 0, as in TensorFlow's ExponentialMovingAverage. It matters only if the state keeps averages.
 
     Raises:
-      UserError: while the step is traced: the optimizer asks for something else.
+      UserError: while the step is traced: the optimizer asks for something else, such as gradients by example.
     """
 
     def train_step(
@@ -80,7 +81,8 @@ def make_train_step(
         if size % micro_batches:
             raise ValueError(f"a share of {size} examples cannot be cut into {micro_batches} micro-batches")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
-        positions = first + jnp.arange(size, dtype=jnp.int32)
+        # The zeros bring along how the batch is sharded.
+        positions = first + jnp.arange(size, dtype=jnp.int32) + jnp.zeros_like(batch["label"])
         total = size if axis_name is None else size * jax.lax.psum(1, axis_name)
         visits = jnp.stack([jnp.full_like(positions, state.step), positions], axis=1)
         augment_key, rng = jax.random.split(state.rng)
@@ -142,22 +144,28 @@ def make_train_step(
                 value, gradients, correction, *_ = differentiate(params)
                 return value * correction, _scaled(gradients, correction)
 
-            # Of its own derivative, because JAX's would be that of one device's part without `check_vma`.
-            value_fn = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
-            value_fn.defvjp(value_and_gradient, lambda gradient, of_value: (_scaled(gradient, of_value),))
-            # The third child of the key, of which `split` made two.
-            key = jax.random.fold_in(step_key, 2)
-            return {"value": value * correction, "grad": corrected(), "value_fn": value_fn, "key": key}
+            # With a derivative of its own: without `check_vma` JAX's would be that of one device's part.
+            mean_loss = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
+            mean_loss.defvjp(value_and_gradient, lambda gradient, by: (_scaled(gradient, jnp.asarray(by)),))
+
+            def value_fn(params, key=None, grad_fn=None):  # line searches want all that is left over to go in here
+                del key, grad_fn
+                return mean_loss(params)
+
+            return {
+                "value": value * correction,
+                "grad": corrected(),
+                "value_fn": value_fn,
+                "grad_fn": lambda params, _: value_and_gradient(params)[1],
+                "key": jax.random.fold_in(step_key, 2),  # the third child of the key, of which `split` made two
+            }
 
         batch_stats = merge_statistics(batch_stats, momenta, axis_name)
         finite = _all_finite((corrected(), batch_stats, metrics["loss"]))
         old = {name: getattr(state, name) for name in ("params", "batch_stats", "opt_state", "ema")}
 
         def advanced() -> dict[str, Any]:
-            with _unmet_requests_refused():
-                updates, opt_state = optax.with_extra_args_support(optimizer).update(
-                    corrected(), state.opt_state, state.params, **extra_arguments()
-                )
+            updates, opt_state = _update(optimizer, corrected(), state, extra_arguments())
             params = optax.apply_updates(state.params, updates)
             ema = None
             if state.ema is not None:
@@ -183,17 +191,21 @@ def _scaled(tree: Any, factor: Array) -> Any:
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
 
 
-@contextlib.contextmanager
-def _unmet_requests_refused() -> Iterator[None]:
-    """Says in one line that an optimizer asks for an argument that the step has not."""
+def _update(
+    optimizer: optax.GradientTransformation, gradients: Any, state: TrainState, extra: dict[str, Any]
+) -> tuple[Any, optax.OptState]:
+    """Calls an optimizer with those of the extra arguments that it takes."""
+    update = optax.with_extra_args_support(optimizer).update
+    parameters = inspect.signature(update).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    extra = {name: value for name, value in extra.items() if takes_all or name in parameters}
     try:
-        yield
-    except TypeError as error:
-        if "required keyword-only argument" not in str(error):
-            raise
+        return update(gradients, state.opt_state, state.params, **extra)
+    except (TypeError, ValueError) as error:
         raise UserError(
-            f"the optimizer asks for what a step does not have: {error}; it has value, grad, value_fn and key"
-        ) from None
+            f"the optimizer does not go with this step, which gives it {', '.join(extra) or 'gradients'}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _all_finite(tree: Any) -> Array:
@@ -238,8 +250,8 @@ def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
         metrics["correct_top5"] = ((above.sum(axis=-1) < 5) * counted).sum(dtype=jnp.int32)
         classes = logits.shape[-1]
         if classes <= CONFUSION_CLASSES:
-            cell = batch["label"], logits.argmax(axis=-1)
-            metrics["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[cell].add(counted)
+            label, prediction, number = map(_whole, (batch["label"], logits.argmax(axis=-1), counted))
+            metrics["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[label, prediction].add(number)
         return _sum_over(axis_name, metrics)
 
     return eval_step
@@ -262,6 +274,12 @@ def _check_batch(batch: Batch) -> None:
     chex.assert_type([batch["image"], batch["label"]], [jnp.uint8, jnp.int32])
 
 
+def _whole(x: Array) -> Array:
+    """Puts an array whole on every device if it is split by explicit sharding."""
+    placed = jax.typeof(x).sharding
+    return jax.reshard(x, NamedSharding(placed.mesh, PartitionSpec())) if any(placed.spec) else x
+
+
 def _metrics(logits: Array, losses: Array, labels: Array, mask: Array) -> Metrics:
     counted = mask.astype(jnp.int32)
     return {
@@ -279,7 +297,13 @@ def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Bat
     if count == 1:  # no zeros to add to: each is a pass over all gradients
         terms, others = function(batch)
         return terms, jax.tree.map(lambda leaf: leaf[None], others)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), batch)
+
+    def cut(leaf):
+        placed = jax.typeof(leaf).sharding  # names axes under explicit sharding alone
+        sharding = NamedSharding(placed.mesh, PartitionSpec(None, *placed.spec)) if any(placed.spec) else None
+        return jnp.reshape(leaf, (count, leaf.shape[0] // count, *leaf.shape[1:]), out_sharding=sharding)
+
+    parts = jax.tree.map(cut, batch)
     shapes, _ = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
     nothing = jax.tree.map(jnp.zeros_like, shapes)
 
