@@ -11,7 +11,7 @@ import numpy as np
 from flaxcnn.atomic import write_whole
 from flaxcnn.errors import UserError
 from flaxcnn.inference.folding import Variables, fold_batch_norm
-from flaxcnn.inference.prediction import Views, average_views, misfits_refused, whole_images
+from flaxcnn.inference.prediction import Views, average_views, misfits_refused, outside_meshes, whole_images
 from flaxcnn.models.layers import Network
 
 # One file for all of them: it is lowered for each, and shares the weights.
@@ -68,7 +68,7 @@ def export(
 
     dtype = jnp.dtype(jnp.uint8 if views else jnp.promote_types(model.dtype, jnp.float32))
     images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), *image_shape), dtype)
-    with misfits_refused(images.shape):
+    with outside_meshes(), misfits_refused(images.shape):
         exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(images)
     if class_names:
         about = {"image_shape": list(image_shape), "dtype": dtype.name, "class_names": list(class_names)}

@@ -83,7 +83,7 @@ class Predictor:
             missing = self.batch_size - len(batch)
             if missing:
                 batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)])
-            with misfits_refused(images.shape):
+            with outside_meshes(), misfits_refused(images.shape):
                 logits.append(self._program(self._variables, jax.device_put(batch, self._rows)))
             if len(logits) > 1:  # while the next batch is computed; no more than two lie on the devices
                 logits[-2] = np.asarray(logits[-2])
@@ -99,6 +99,11 @@ class Predictor:
 def whole_images(images: Array) -> list[Array]:
     """Returns the one view of images that are the network's input already."""
     return [images]
+
+
+def outside_meshes() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context without a mesh of the caller (`jax.set_mesh`), for programs with devices of their own."""
+    return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
 
 
 @contextlib.contextmanager

@@ -118,11 +118,11 @@ def map_over_rows(new: Primitive) -> None:
     """Defines `vmap` of a primitive whose operands and result have the images as their first axis."""
 
     def rule(operands: Sequence[Array], axes: Sequence[int | None], **params: Any) -> tuple[Array, int]:
-        size = mapped_size(operands, axes)
+        size, rows = mapped_size(operands, axes), operands[0].shape[axes[0] == 0]
         if shape := params.get("shape"):
             params["shape"] = (shape[0] * size, *shape[1:])
         result = new.bind(*fold_into_rows(operands, axes, size), **params)
-        return result.reshape(result.shape[0] // size if size else 0, size, *result.shape[1:]), 1
+        return result.reshape(rows, size, *result.shape[1:]), 1
 
     batching.primitive_batchers[new] = rule
 
