@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from flaxcnn import Predictor, create_model, fold_batch_norm, list_models
 from flaxcnn.ops.pooling import max_pool
@@ -38,7 +39,13 @@ def small(name, **fields):
 
 
 def assert_same_as_copies(model, rebuilt):
-    for other in (rebuilt, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.clone(), copy.copy(model)):
+    for other in (
+        rebuilt,
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        model.clone(),
+        copy.copy(model),
+    ):
         assert other == model and hash(other) == hash(model)
 
 
@@ -117,44 +124,60 @@ def test_without_a_mode_there_is_no_call():
         model.init(jax.random.key(0), jnp.zeros(shape))
 
 
+def fields_of(model):
+    own = model.__dataclass_fields__.keys() - {"parent", "name"}
+    return {field: getattr(model, field) for field in own}
+
+
 @pytest.mark.parametrize("lift", ["remat", "jit"])
-@pytest.mark.parametrize("name", ["lenet5", "resnet20", "vgg11", "wrn_28_10"])
-def test_a_lifted_network_trains_as_the_plain_one(name, lift):
-    model, shape = small(name)
-    fields = {field: getattr(model, field) for field in model.__dataclass_fields__ if field not in ("parent", "name")}
-    lifted = getattr(nn, lift)(type(model), static_argnums=(2,))(**fields)
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("lenet5", {"norm": None}),
+        ("resnet20", {}),
+        ("vgg11", {"dropout_rate": 0.0}),
+        ("wrn_28_10", {"dropout_rate": 0.0}),
+    ],
+)
+def test_a_lifted_network_trains_as_the_plain_one(name, fields, lift):
+    model, shape = small(name, **fields)
+    lifted = getattr(nn, lift)(type(model), static_argnums=(2,))(**fields_of(model))
     variables, images = random_variables(model, shape), random_images(*shape)
 
-    def loss(model, params):
-        logits, updated = model.apply(
-            {**variables, "params": params}, images, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
-        )
+    def loss(params, model):
+        logits, updated = model.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
         return jnp.square(logits).sum(), updated
 
-    (found, updated), gradients = jax.value_and_grad(functools.partial(loss, lifted), has_aux=True)(variables["params"])
-    (value, others), expected = jax.value_and_grad(functools.partial(loss, model), has_aux=True)(variables["params"])
-    np.testing.assert_allclose(found, value, rtol=1e-4)
-    for leaf, other in zip(*map(jax.tree.leaves, ((gradients, updated), (expected, others))), strict=True):
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    found, expected = (differentiate(variables["params"], each) for each in (lifted, model))
+    for leaf, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet20", "densenet40_12"])
 def test_an_ensemble_by_vmap_is_its_networks(name):
     model, shape = small(name)
-    fields = {field: getattr(model, field) for field in model.__dataclass_fields__ if field not in ("parent", "name")}
     axes = {"params": 0, "batch_stats": 0}
     ensemble = nn.vmap(
-        type(model), in_axes=(None, None), axis_size=2, variable_axes=axes, split_rngs={"params": True, "dropout": True}
-    )(**fields)
+        type(model),
+        in_axes=(None, None),
+        axis_size=2,
+        variable_axes=axes,
+        split_rngs={"params": True, "dropout": True},
+    )(**fields_of(model))
     each = [random_variables(model, shape, seed=seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     images = random_images(*shape)
     for train in (False, True):
-        found, _ = ensemble.apply(stacked, images, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
+        found, _ = ensemble.apply(
+            stacked, images, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
+        )
         assert found.shape == (2, 2, 5)
         if not train:
             for index, variables in enumerate(each):
-                np.testing.assert_allclose(found[index], model.apply(variables, images, False), rtol=1e-3, atol=1e-4)
+                np.testing.assert_allclose(
+                    found[index], model.apply(variables, images, False), rtol=1e-3, atol=1e-4
+                )
 
 
 def test_networks_one_after_another_by_scan():
@@ -165,7 +188,11 @@ def test_networks_one_after_another_by_scan():
             return images + maps(images, train)[:, None, None], None
 
     chain = nn.scan(
-        Step, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=3, in_axes=nn.broadcast
+        Step,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+        length=3,
+        in_axes=nn.broadcast,
     )()
     images = random_images(2, 8, 8, 3).astype(jnp.float32)
     variables = chain.init(jax.random.key(0), images, False)
@@ -198,3 +225,21 @@ def test_nor_does_one_in_prediction(no_rank_promotion, name):
     model, shape = small(name)
     images = np.asarray(random_images(*shape), np.float32)
     assert Predictor(model, random_variables(model, shape))(images).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_is_an_nnx_module(name):
+    model, shape = small(name)
+    images = jnp.asarray(random_images(*shape), jnp.float32)
+
+    def shapes():
+        network = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(params=0, dropout=1))
+        network.lazy_init(images, train=False)
+        return network(images, train=False), nnx.state(network, nnx.Param)
+
+    logits, params = jax.eval_shape(shapes)
+    expected = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)["params"]
+    assert logits.shape == (2, 5)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(
+        leaf.size for leaf in jax.tree.leaves(expected)
+    )

@@ -13,7 +13,9 @@ from tests.training.test_step import Statistics, as_float, batch_of, state_of
 
 
 def numbers(tree):
-    leaves = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(tree)]
+    leaves = [
+        jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(tree)
+    ]
     return [np.asarray(leaf) for leaf in leaves]
 
 
@@ -25,7 +27,9 @@ def test_bytes_and_back(impl, extras):
     state = state_of(model, optimizer).replace(rng=jax.random.key(7, impl=impl))
     if extras:
         state = state.replace(ema=state.variables, loss_scale=LossScale.start())
-    blank = state_of(model, optimizer).replace(rng=jax.random.key(0, impl=impl), ema=state.ema, loss_scale=state.loss_scale)
+    blank = state_of(model, optimizer).replace(
+        rng=jax.random.key(0, impl=impl), ema=state.ema, loss_scale=state.loss_scale
+    )
     restored = flax.serialization.from_bytes(blank, flax.serialization.to_bytes(state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert restored.rng.dtype == state.rng.dtype
@@ -39,7 +43,10 @@ def test_bytes_and_back(impl, extras):
 def test_what_a_loop_carries_goes_through_a_state_dict():
     carry = Carry.start(state_of(Statistics(), optax.sgd(0.1)))
     state_dict = flax.serialization.to_state_dict(carry)
-    assert all(isinstance(leaf, (jax.Array, np.ndarray)) and leaf.dtype.kind in "fiu" for leaf in jax.tree.leaves(state_dict))
+    assert all(
+        isinstance(leaf, (jax.Array, np.ndarray)) and leaf.dtype.kind in "fiu"
+        for leaf in jax.tree.leaves(state_dict)
+    )
     restored = flax.serialization.from_state_dict(carry, state_dict)
     assert jax.tree.structure(restored) == jax.tree.structure(carry)
 
