@@ -16,8 +16,10 @@ def main(argv: list[str]) -> int:
     """Runs what the command line asks for; returns the exit code."""
     # Here, because imported above they would be imported twice.
     from flaxcnn import UserError, flags
+    from flaxcnn.errors import escape_unencodable_output
     from flaxcnn.training import distributed, loop
 
+    escape_unencodable_output()
     try:
         command = flags.parse(argv, DEFAULT)
         distributed.initialize(command.coordinator, command.num_processes, command.process_id)

@@ -4,18 +4,22 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from flaxcnn.errors import UserError
+from flaxcnn.errors import UserError, escape_unencodable_output, printable
+from flaxcnn.paths import local_path
 
-# Pictures that cannot be read are named up to this number, and counted beyond.
+# Images that cannot be read are named up to this number, and counted beyond.
 _NAMED = 20
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
+    """argparse, but a mistake is one line, and options are not abbreviated: `--data` is not `--data-dir`."""
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, allow_abbrev=False, **keywords)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (python -m flaxcnn --help)")
@@ -23,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, or 2 after a mistake of the user's."""
+    escape_unencodable_output()
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
@@ -55,11 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--from",
         dest="source",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="folder that already holds the files to download",
     )
-    prepare.add_argument("--data-dir", metavar="DIR", help="where prepared sets go (default: TFDS's own folder)")
+    prepare.add_argument(
+        "--data-dir", type=_path, metavar="DIR", help="where prepared sets go (default: TFDS's own folder)"
+    )
     prepare.add_argument(
         "--resize",
         type=_positive,
@@ -74,23 +81,46 @@ def _parser() -> argparse.ArgumentParser:
     prepare.set_defaults(run=_prepare)
 
     evaluate = verbs.add_parser("evaluate", help="evaluate what a work directory holds")
-    evaluate.add_argument("workdir", metavar="WORKDIR", type=Path)
+    evaluate.add_argument("workdir", metavar="WORKDIR", type=_path)
+    evaluate.add_argument(
+        "--data", metavar="DATA", help="another data set with the same classes: folder:PATH or a TFDS name"
+    )
     evaluate.add_argument("--split", help="of the data set (default: the run's test split)")
     evaluate.add_argument("--batch-size", type=_positive, help="images at a time; changes no accuracy")
-    evaluate.add_argument("--data-dir", metavar="DIR", help="where prepared sets lie (default: as in training)")
     evaluate.add_argument(
-        "--bad-images", choices=("stop", "skip"), help="what becomes of pictures that cannot be read"
+        "--data-dir", type=_path, metavar="DIR", help="where prepared sets lie (default: as in training)"
     )
     evaluate.set_defaults(run=_evaluate)
 
-    predict = verbs.add_parser("predict", help="classify pictures with what a work directory holds")
-    predict.add_argument("workdir", metavar="WORKDIR", type=Path)
-    predict.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
+    predict = verbs.add_parser("predict", help="classify images with what a work directory holds")
+    predict.add_argument("workdir", metavar="WORKDIR", type=_path)
+    predict.add_argument(
+        "images", metavar="IMAGE", nargs="+", type=_path, help="a file, or a folder with all below it"
+    )
+    predict.add_argument(
+        "--top", type=_positive, metavar="CLASSES", default=5, help="so many of the likeliest classes (default: 5)"
+    )
+    predict.add_argument("--batch-size", type=_positive, default=16, help="images at a time (default: 16)")
     predict.set_defaults(run=_predict)
 
+    for verb in (evaluate, predict):
+        verb.add_argument(
+            "--output", type=_path, metavar="FILE", help="write a line an image to FILE.csv or FILE.jsonl"
+        )
+        verb.add_argument(
+            "--bad-images",
+            choices=("stop", "skip"),
+            help="what becomes of images that cannot be read (default: as in training)",
+        )
+
     export = verbs.add_parser("export", help="write what a work directory holds as a program that needs only JAX")
-    export.add_argument("workdir", metavar="WORKDIR", type=Path)
-    export.add_argument("file", metavar="FILE", type=Path, help="to write; FILE.json names the classes")
+    export.add_argument("workdir", metavar="WORKDIR", type=_path)
+    export.add_argument(
+        "file",
+        metavar="FILE",
+        type=_path,
+        help="to write; FILE.json has the classes, and how an image file becomes an input",
+    )
     export.set_defaults(run=_export)
 
     for verb in (evaluate, predict, export):
@@ -103,6 +133,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) < 1_000_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more, below a million")
     return int(text)
+
+
+def _path(text: str) -> Path:
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _console():
@@ -133,27 +170,42 @@ def _prepare(arguments: argparse.Namespace) -> None:
     if arguments.bad_images and not arguments.resize:
         raise UserError("--bad-images goes with --resize")
     if of_folder and not arguments.resize:
-        sizes = {split: len(source) for split, source in sources.open_splits(arguments.name).items()}
-        print(f"{arguments.name} needs no preparation: {_sizes(sizes)}")
+        sources.refuse_data_dir(arguments.name, arguments.data_dir, "--data-dir")
+        splits = sources.open_splits(arguments.name)
+        _print_notes(next(iter(splits.values())).notes)
+        sizes = {split: len(source) for split, source in splits.items()}
+        print(f"{printable(arguments.name)} needs no preparation: {printable(_sizes(sizes))}")
         return
-    where = (arguments.name, arguments.data_dir, arguments.source)
-    existed, left_out = False, []
+    data_dir = str(arguments.data_dir) if arguments.data_dir else None
+    where = (arguments.name, data_dir, arguments.source)
+    existed, left_out, notes = False, [], ()
     with _ended_by_exception():
         if arguments.resize:
-            builder, existed, left_out = resized.prepare_resized(
+            builder, existed, left_out, notes = resized.prepare_resized(
                 *where, side=arguments.resize, bad_images=arguments.bad_images or "stop"
             )
         else:
             builder = prepare.prepare(*where)
+    _print_notes(notes)
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     already = " already" if existed else ""
     print(f"{builder.info.full_name} is prepared{already} in {builder.data_path}: {_sizes(sizes)}")
-    if left_out:
-        print(f"left out, because they cannot be read: {len(left_out):,}")
-        for line in left_out[:_NAMED]:
-            print(f"  {line}")
-        if len(left_out) > _NAMED:
-            print(f"  and {len(left_out) - _NAMED:,} more")
+    for line in _left_out(len(left_out), left_out[:_NAMED]):
+        print(line)
+
+
+def _left_out(count: int, named: Sequence[str]) -> Iterable[str]:
+    """Yields lines on the images that cannot be read, of which some are named; none if there are none."""
+    if count:
+        yield f"left out, because they cannot be read: {count:,}"
+        yield from (f"  {line}" for line in named)
+        if count > len(named):
+            yield f"  and {count - len(named):,} more"
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note)
 
 
 @contextlib.contextmanager
@@ -173,33 +225,87 @@ def _sizes(splits: Mapping[str, int]) -> str:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from flaxcnn.training import inference, report
+    from flaxcnn.data import sources
+    from flaxcnn.training import inference, predictions, report
 
+    if arguments.output:
+        predictions.check_writable(arguments.output)
     experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
     config = experiment.config
+    sources.refuse_data_dir(arguments.data or config.data.name, arguments.data_dir, "--data-dir")
     config.evaluation.batch_size = arguments.batch_size or config.evaluation.batch_size
-    config.data.data_dir = arguments.data_dir or config.data.data_dir
+    config.data.data_dir = str(arguments.data_dir) if arguments.data_dir else config.data.data_dir
     config.data.bad_images = arguments.bad_images or config.data.bad_images
-    split = arguments.split or config.data.test_split
-    evaluation = inference.evaluate(experiment, state, split)
+    if arguments.data:
+        delivery = inference.open_other_data(experiment, arguments.data, arguments.split, workdir=arguments.workdir)
+        split = delivery.source.split
+        whole = " (the folder has no splits)" if split == "all" and not arguments.split else ""
+        print(f"{arguments.data}: split {split}{whole}, {len(delivery.source):,} images")
+    else:
+        delivery = inference.open_data(experiment, arguments.split)
+        split = delivery.source.split
+    evaluation = inference.evaluate(experiment, state, delivery)
     report.print_evaluation(
         Console(), experiment, evaluation, split=split, checkpoint=f"checkpoint of step {int(state.step):,}"
     )
+    if not arguments.output:
+        return
+    source, names = delivery.source, experiment.class_names
+    of_files = source.name.startswith(sources.FOLDER)
+    found = inference.predict(
+        experiment,
+        state,
+        delivery,
+        batch_size=min(len(source), config.evaluation.batch_size),
+        on_bad=lambda index, reason: None,  # the evaluation has named it
+    )
+    with _ended_by_exception(), predictions.writing(arguments.output, names, top=5) as write:
+        for prediction in found:
+            file = {"file": source.file(prediction.index)} if of_files else {}
+            image = {"index": prediction.index, **file, "label": names[prediction.label]}
+            write(image, prediction.probabilities)
+    print(f"predictions of {evaluation.count:,} images in {arguments.output}")
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    import numpy as np
+    from flaxcnn.training import inference, predictions
 
-    from flaxcnn.training import inference
-
+    if arguments.output:
+        predictions.check_writable(arguments.output)
     experiment, state = inference.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
-    images = inference.read_images(experiment, arguments.images)
-    batch_size = min(len(images), experiment.config.evaluation.batch_size)
-    probabilities = inference.make_predictor(experiment, state, batch_size).probabilities(images)
-    for path, shares in zip(arguments.images, probabilities, strict=True):
-        print(path)
-        for index in np.argsort(-shares, kind="stable")[:5]:
-            print(f"  {shares[index]:.4f}  {experiment.class_names[index]}")
+    delivery, names = inference.open_files(experiment, arguments.images), experiment.class_names
+    source, skip = delivery.source, (arguments.bad_images or experiment.config.data.bad_images) == "skip"
+    count, bad = 0, []
+
+    def note_bad(index: int, reason: str) -> None:
+        if not skip:
+            raise UserError(f"{source.describe(index)}: {reason}; --bad-images skip leaves it out")
+        if len(bad) < _NAMED:
+            bad.append(f"{source.describe(index)}: {reason}")
+
+    found = inference.predict(
+        experiment, state, delivery, batch_size=min(len(source), arguments.batch_size), on_bad=note_bad
+    )
+    with contextlib.ExitStack() as stack:
+        if arguments.output:
+            stack.enter_context(_ended_by_exception())
+            write = stack.enter_context(predictions.writing(arguments.output, names, arguments.top))
+        for prediction in found:
+            count += 1
+            file, probabilities = source.file(prediction.index), prediction.probabilities
+            if arguments.output:
+                write({"file": file}, probabilities)
+                continue
+            print(printable(file))
+            for index in predictions.likeliest(probabilities, arguments.top):
+                print(f"  {probabilities[index]:.4f}  {printable(names[index])}")
+        if not count:
+            more = f", and {len(source) - 1:,} more" if len(source) > 1 else ""
+            raise UserError(f"no image can be read: {bad[0]}{more}")
+        for line in _left_out(len(source) - count, bad):
+            print(line, file=sys.stderr)
+    if arguments.output:
+        print(f"predictions of {count:,} images in {arguments.output}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,10 @@
-"""The one exception for mistakes that the user can mend."""
+"""The one exception for mistakes that the user can mend, and text that is fit to print."""
 
 import difflib
+import io
+import os
+import sys
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -20,3 +24,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException, length: int = 200) -> str:
     """Returns the first line of what an exception says, cut to a length, or its name if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:length]
+
+
+def printable(name: str | os.PathLike) -> str:
+    """Returns the name of a file or a class, or a message, as one line that UTF-8 can encode.
+
+    Control characters become escapes, as do the bytes of a name that are not UTF-8: a lone 0xE9 becomes "\\xe9".
+    """
+    text = os.fspath(name)
+    if text.isprintable():  # nearly always
+        return text
+    return "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte, by PEP 383
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+        return ascii(letter)[1:-1]
+    return letter
+
+
+def escape_unencodable_output() -> None:
+    """Has standard output and error escape what their encoding lacks, such as names in another script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

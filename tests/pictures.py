@@ -5,6 +5,7 @@ import functools
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 PHOTOGRAPHS = {"temple": "china.jpg", "flower": "flower.jpg"}
@@ -31,6 +32,24 @@ def jpeg(image):
     return cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
 
 
+def read_as_told(path, image_shape, told):
+    """Reads an image file with Pillow and NumPy, doing what `preprocessing` in the `.json` of a program says."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert(told["pillow_mode"])
+    shorter, side = min(image.size), told["resize_shorter_side"]
+    size = [int(side * length / shorter) for length in image.size]
+    image = image.resize(size, Image.Resampling[told["interpolation"].upper()])
+    for height, width in told["center_crops"]:
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    pixels = np.asarray(image).reshape(1, *image_shape)
+    if told["value_range"] == [0, 1]:
+        pixels = pixels / 255
+    if told["mean"] is not None:
+        pixels = (pixels - told["mean"]) / told["std"]
+    assert told["layout"] == "NHWC"
+    return pixels.astype(told["dtype"])
+
+
 def write_folder(path, count, kinds=("temple", "flower", "upside_down"), height=60, width=80):
     """Writes `count` pictures of each kind, of different sizes, as PATH/KIND/NUMBER.jpg."""
     for kind in kinds:
@@ -51,6 +70,7 @@ class Pictures:
     split: str = "test"
     class_names: tuple[str, ...] = tuple("abcdefghij")
     image_shape: tuple[int, int, int] = (12, 12, 1)
+    notes: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.labels)

@@ -1,23 +1,32 @@
 """python -m flaxcnn, in this process where that is enough."""
 
+import csv
+import dataclasses
+import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+import flaxcnn
 from flaxcnn import list_models
 from flaxcnn.cli import main
 from flaxcnn.data import datasets
 from flaxcnn.data.delivery import Delivery
 from flaxcnn.data.sources import open_source
-from flaxcnn.training import loop
+from flaxcnn.training import inference, loop
 from tests.conftest import ROOT
-from tests.pictures import write_folder
+from tests.pictures import piece, read_as_told, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +123,45 @@ def test_export_writes_a_program_that_predicts_the_same(trained, capsys, tmp_pat
         (["predict", "WORKDIR", "empty.png"], "empty.png: empty file"),
         (
             ["predict", "WORKDIR", "txt.png"],
-            "cannot read txt.png: No such file or directory; did you mean text.png",
+            "cannot read txt.png: there is no such file; did you mean text.png",
         ),
-        (["predict", "WORKDIR", "."], "cannot read .: Is a directory"),
+        (["predict", "WORKDIR", "."], "empty.png: empty file; --bad-images skip leaves it out"),
+        (
+            ["predict", "WORKDIR", "empty.png", "--bad-images", "skip"],
+            "no image can be read: empty.png: empty file",
+        ),
+        (["predict", "WORKDIR", "hollow"], "folder hollow holds no images"),
+        (["predict", "WORKDIR", "text.png", "--top", "0"], "--top: '0' is not a whole number of 1 or more"),
+        (["predict", "WORKDIR", "text.png", "--output", "a.txt"], "ends in .csv or .jsonl, got a.txt"),
+        (["predict", "WORKDIR", "text.png", "--output", "no/a.csv"], "there is no folder no for a.csv"),
+        (["predict", "WORKDIR", "text.png", "--output", "a.csv"], "text.png: neither JPEG nor PNG"),
+        (["evaluate", "WORKDIR", "--output", "old.jsonl"], "old.jsonl exists already; name another file"),
+        (["evaluate", "WORKDIR", "--data", "folder:/does/not/exist"], "there is no folder /does/not/exist"),
+        (["evaluate", "WORKDIR", "--data", "folder:nowhere"], "there is no folder nowhere"),
+        (["evaluate", "WORKDIR", "--data", "nowhere"], "unknown data set 'nowhere'"),
+        (["evaluate", "WORKDIR", "--data", "hollow"], "a folder of images is written folder:hollow"),
+        (["evaluate", "WORKDIR", "--data", "folder:hollow"], "holds no images"),
+        (["evaluate", "WORKDIR", "--data", "digits", "--split", "tset"], "has no split 'tset'; did you mean test"),
+        (["evaluate", "WORKDIR", "--data", "folder:hollow", "--data-dir", "."], "leave out --data-dir"),
+        (["evaluate", "WORKDIR", "--dat", "digits"], "unrecognized arguments: --dat"),
+        (["evaluate", "WORKDIR", "--check", "best"], "unrecognized arguments: --check"),
+        (["predict", "WORKDIR", "text.png", "--out", "a.csv"], "unrecognized arguments: --out"),
+        (["prepare", "digits", "--data", "sets"], "unrecognized arguments: --data sets"),
+        (["export", "WORKDIR", "digits", "--average"], "unrecognized arguments: --average"),
+        (["evaluate", "gs://bucket/run"], "gs://bucket/run is an address"),
+        (["predict", "s3://bucket/run", "text.png"], "s3://bucket/run is an address"),
+        (["export", "file:///run", "digits"], "file:///run is an address"),
+        (["export", "WORKDIR", "gs://bucket/digits"], "gs://bucket/digits is an address"),
+        (["predict", "WORKDIR", "https://host/a.png"], "https://host/a.png is an address"),
+        (["predict", "WORKDIR", "text.png", "--output", "hdfs://host/a.csv"], "hdfs://host/a.csv is an address"),
+        (["evaluate", "WORKDIR", "--output", "gs://bucket/a.csv"], "gs://bucket/a.csv is an address"),
+        (["evaluate", "WORKDIR", "--data", "folder:gs://bucket/pets"], "gs://bucket/pets is an address"),
+        (["evaluate", "WORKDIR", "--data", "gs://bucket/pets"], "gs://bucket/pets is an address"),
+        (["evaluate", "WORKDIR", "--data-dir", "gs://bucket/sets"], "gs://bucket/sets is an address"),
+        (["prepare", "digits", "--data-dir", "s3://bucket/sets"], "s3://bucket/sets is an address"),
+        (["prepare", "digits", "--from", "s3://bucket/files"], "s3://bucket/files is an address"),
+        (["prepare", "folder:gs://bucket/pets"], "gs://bucket/pets is an address"),
+        (["prepare", "folder:gs://bucket/pets", "--resize", "64"], "gs://bucket/pets is an address"),
         (["predict", "nowhere", "text.png"], "nowhere holds no run"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["evaluate", "WORKDIR", "--checkpoint", "3"], "has no checkpoint '3'; write latest, best or one of"),
@@ -142,7 +187,7 @@ def test_export_writes_a_program_that_predicts_the_same(trained, capsys, tmp_pat
         (["prepare", "folder:.", "--resize", "64", "--bad-images", "keep"], "--bad-images: invalid choice: 'keep'"),
         (
             ["prepare", "folder:.", "--resize", "64"],
-            "holds no pictures; it takes a folder of pictures for each class",
+            "holds no images in class folders",
         ),
         (["prepare", "folder:nowhere", "--resize", "64"], "there is no folder nowhere"),
         (["prepare", "folder:nowhere"], "there is no folder nowhere"),
@@ -154,11 +199,264 @@ def test_mistakes_are_one_line_and_code_2(trained, capsys, tmp_path, monkeypatch
     monkeypatch.setattr("flaxcnn.data.prepare.has_tensorflow", lambda: True)
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "old.jsonl").write_text("")
+    (tmp_path / "hollow").mkdir()
     before = sorted(tmp_path.iterdir())
     code, out, err = run(capsys, *(str(trained[0]) if word == "WORKDIR" else word for word in arguments))
     assert code == 2 and out == ""
     assert re.match(r"error: [^\n]*\n\Z", err) and message in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory, data_dir):
+    """The test images of digits as files, by class; and their images and labels."""
+    test = datasets.load(Delivery(open_source("digits", "test"), (8, 8, 1)), None)
+    folder = tmp_path_factory.mktemp("digits")
+    for index, (image, label) in enumerate(zip(test.images, test.labels, strict=True)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / str(label) / f"{index:03}.png"), image)
+    return folder, test
+
+
+def right_of(out):
+    """(right, evaluated) of what evaluate prints."""
+    return tuple(int(number) for number in re.search(r"\((\d+) of (\d+) right", out).groups())
+
+
+def test_evaluate_on_a_folder_of_the_same_images_finds_the_same(trained, capsys, digits_folder):
+    workdir, result = trained
+    code, out, _ = run(capsys, "evaluate", workdir, "--data", f"folder:{digits_folder[0]}")
+    assert code == 0 and right_of(out) == (round(result.accuracy * 359), 359)
+    assert "split all (the folder has no splits), 359 images" in out
+    code, out, _ = run(capsys, "evaluate", workdir, "--data", f"folder:{digits_folder[0]}", "--split", "test[:10]")
+    assert code == 0 and right_of(out)[1] == 10
+    assert run(capsys, "evaluate", workdir, "--data", "digits")[1].endswith(run(capsys, "evaluate", workdir)[1])
+
+
+@pytest.mark.parametrize("splits", [("val",), ("train", "test"), ("train", "validation"), ("testing",)])
+def test_evaluate_takes_the_labels_of_classes_by_their_names(trained, capsys, digits_folder, tmp_path, splits):
+    workdir, result = trained
+    chosen = (3, 7, 8)  # 0, 1 and 2 of this folder
+    for split in splits:
+        for label in chosen:
+            shutil.copytree(digits_folder[0] / str(label), tmp_path / split / str(label))
+    code, out, _ = run(capsys, "evaluate", workdir, "--data", f"folder:{tmp_path}")
+    rows = result.confusion[list(chosen)]
+    assert code == 0 and f"split {splits[-1]}, " in out
+    assert right_of(out) == (sum(rows[row, label] for row, label in enumerate(chosen)), rows.sum())
+
+
+def test_a_class_that_was_not_trained_is_named(trained, capsys, digits_folder, tmp_path):
+    for name in ("3", "zebra"):
+        shutil.copytree(digits_folder[0] / "3", tmp_path / name)
+    code, out, err = run(capsys, "evaluate", trained[0], "--data", f"folder:{tmp_path}")
+    assert code == 2 and out == "" and "'zebra'" in err and err.count("\n") == 1
+    (tmp_path / "zebra").rename(tmp_path / "8 ")
+    err = run(capsys, "evaluate", trained[0], "--data", f"folder:{tmp_path}")[2]
+    assert "'8 '" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "CSV"])
+def test_evaluate_writes_a_line_an_image(trained, capsys, digits_folder, tmp_path, ending):
+    workdir, result = trained
+    for data, count in (([], 359), (["--data", f"folder:{digits_folder[0]}"], 359)):
+        path = tmp_path / f"{len(data)}.{ending}"
+        code, out, _ = run(capsys, "evaluate", workdir, *data, "--output", path)
+        rows = read_rows(path)
+        assert code == 0 and f"predictions of {count} images in {path}" in out and len(rows) == count
+        assert [int(row["index"]) for row in rows] == list(range(count))
+        right = sum(row["label"] == row["classes"][0] for row in rows)
+        assert right == round(result.accuracy * count)
+        if data:
+            assert all(Path(row["file"]).parent.name == row["label"] for row in rows)
+
+
+def read_rows(path):
+    """The lines of a file of predictions, those of CSV brought into the shape of JSON's."""
+    text = path.read_bytes().decode()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines()]
+    rows = []
+    for row in csv.DictReader(io.StringIO(text)):
+        ranks = [name.removeprefix("class_") for name in row if name.startswith("class_")]
+        classes = [row.pop(f"class_{rank}") for rank in ranks]
+        probabilities = [float(row.pop(f"probability_{rank}")) for rank in ranks]
+        rows.append({**row, "classes": classes, "probabilities": probabilities})
+    return rows
+
+
+def test_predict_takes_folders_and_writes_files(trained, capsys, digits_folder, tmp_path):
+    workdir, _ = trained
+    folder, test = digits_folder
+    single = folder / str(test.labels[0]) / "000.png"
+    experiment, state = inference.load_trained(workdir)
+    predictor = flaxcnn.Predictor(experiment.model, state.variables, views=experiment.views)
+    expected = predictor.probabilities(test.images)
+    files = [str(single), *sorted(str(path) for path in folder.rglob("*.png"))]
+    for name, top in (("all.jsonl", 10), ("all.csv", 3), ("many.csv", 99)):
+        arguments = ["predict", workdir, single, folder, "--output", tmp_path / name, "--top", top]
+        code, out, err = run(capsys, *arguments)
+        assert (code, err) == (0, "") and "predictions of 360 images" in out and out.count("\n") == 1
+        rows = read_rows(tmp_path / name)
+        assert [row["file"] for row in rows] == files
+        for row in rows:
+            probabilities = expected[int(Path(row["file"]).stem)]
+            best = np.argsort(-probabilities)[:top]
+            np.testing.assert_allclose(row["probabilities"], probabilities[best], rtol=1e-4, atol=1e-6)
+            assert row["classes"] == [str(index) for index in best]
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and "exists already" in err
+    assert run(capsys, "predict", workdir, folder / "3", "--top", 2)[1].count("\n") == 3 * int(
+        (test.labels == 3).sum()
+    )
+
+
+def test_predictions_of_which_one_fails_are_written_whole_or_not_at_all(trained, capsys, digits_folder, tmp_path):
+    shutil.copytree(digits_folder[0], tmp_path / "images")
+    for number in range(25):
+        (tmp_path / "images" / "9" / f"zz{number}.png").write_bytes(b"\x89PNG")
+    arguments = ["predict", trained[0], tmp_path / "images", "--output", tmp_path / "new.csv"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == "" and "zz0.png: " in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    code, out, err = run(capsys, *arguments, "--bad-images", "skip")
+    lines = err.splitlines()
+    assert code == 0 and "predictions of 359 images" in out and len(read_rows(tmp_path / "new.csv")) == 359
+    assert lines[0].endswith(": 25") and "zz0.png: " in lines[1] and lines[-1] == "  and 5 more"
+
+
+def test_names_in_any_script_are_printed_and_written(trained, capsys, digits_folder, tmp_path):
+    names = ('кот, "Barsik".png', "猫 😀.png", "new\nline.png", os.fsdecode(b"\xff.png"), "$x$.png")
+    for name in names:
+        shutil.copy(next((digits_folder[0] / "3").iterdir()), tmp_path / name)
+    code, out, err = run(capsys, "predict", trained[0], tmp_path, "--top", 1)
+    assert (code, err) == (0, "") and len(out.splitlines()) == 10 and "猫 😀.png" in out
+    for ending in ("csv", "jsonl"):
+        path = tmp_path.parent / f"{tmp_path.name}.{ending}"
+        assert run(capsys, "predict", trained[0], tmp_path, "--output", path)[0] == 0
+        found = {Path(row["file"]).name for row in read_rows(path)}
+        assert len(found) == 5 and {'кот, "Barsik".png', "猫 😀.png", "new\nline.png", "$x$.png"} <= found
+
+
+def test_predict_holds_no_more_for_more_images(trained, digits_folder):
+    """All images decoded would take 2,872 x 96 x 96 bytes, 25 MiB."""
+    experiment, state = inference.load_trained(trained[0])
+    large = dataclasses.replace(experiment, image_shape=(96, 96, 1))
+    delivery = inference.open_files(large, [digits_folder[0]] * 8)
+    found = inference.predict(large, state, delivery, batch_size=16, on_bad=None)
+    next(found)
+    tracemalloc.start()
+    count = 1 + sum(1 for _ in found)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 8 * 359 and peak < 4 * 2**20
+
+
+@pytest.mark.slow
+def test_a_process_that_predicts_3000_images_holds_little_more_than_of_10(trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "images" / "0.jpg"), cv2.resize(pixels, (300, 256)))
+    for number in range(1, 3000):
+        (tmp_path / "images" / f"{number}.jpg").hardlink_to(tmp_path / "images" / "0.jpg")
+    from flaxcnn.config import DataConfig, ModelConfig, ParallelConfig, TrainConfig
+
+    config = TrainConfig(
+        batch_size=4,
+        duration="1 steps",
+        parallel=ParallelConfig(strategy="jit"),
+        model=ModelConfig(name="lenet5"),
+        data=DataConfig(name=f"folder:{write_folder(tmp_path / 'pets', 6)}", image_size=256),
+    )
+    loop.fit(config, tmp_path / "run")
+
+    def held(*images):
+        command = ["predict", tmp_path / "run", *images, "--top", 1]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flaxcnn", *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        return usage.ru_maxrss / 1024
+
+    few = held(*(tmp_path / "images" / f"{number}.jpg" for number in range(10)))
+    assert held(tmp_path / "images") < few + 300
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """A folder without splits, and a run on it."""
+    from flaxcnn.config import DataConfig, ModelConfig, TrainConfig
+
+    root = tmp_path_factory.mktemp("pets")
+    folder = write_folder(root / "pets", 15)
+    data = DataConfig(name=f"folder:{folder}", image_size=24)
+    loop.fit(
+        TrainConfig(batch_size=8, duration="9 steps", model=ModelConfig(name="lenet5"), data=data), root / "run"
+    )
+    return root / "run", folder
+
+
+def test_evaluate_finds_the_data_of_a_run_in_its_new_place(pets, capsys, tmp_path, monkeypatch):
+    workdir, folder = pets
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = run(capsys, "evaluate", workdir)[1]
+    assert right_of(before)[1] == 9
+    moved = folder.rename(tmp_path / "moved")
+    try:
+        code, out, err = run(capsys, "evaluate", workdir)
+        assert code == 2 and out == "" and re.match(r"error: [^\n]*--data folder:PATH[^\n]*\n\Z", err)
+        code, out, _ = run(capsys, "evaluate", workdir, "--data", "folder:~/moved")
+        assert code == 0 and "split test, 9 images" in out and out.endswith(before)
+        shutil.copy(next((moved / "temple").iterdir()), moved / "temple" / "one more.jpg")
+        code, out, _ = run(capsys, "evaluate", workdir, "--data", "folder:~/moved")
+        assert code == 0 and right_of(out)[1] == 46
+        (moved / "temple" / "one more.jpg").unlink()
+    finally:
+        moved.rename(folder)
+
+
+def test_predict_gives_what_evaluate_does_whatever_the_home_directory_is_called(
+    pets, capsys, tmp_path, monkeypatch
+):
+    workdir, _ = pets
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    evaluated = ["evaluate", "~/run", "--data", "folder:~/pets", "--split", "all", "--output", tmp_path / "a.csv"]
+    assert run(capsys, *evaluated)[0] == 0
+    assert run(capsys, "predict", "~/run", "~/pets", "--output", "~/b.csv")[0] == 0
+    by_file = {row["file"]: row for row in read_rows(workdir.parent / "b.csv")}
+    (workdir.parent / "b.csv").unlink()
+    rows = read_rows(tmp_path / "a.csv")
+    assert len(rows) == 45 == len(by_file)
+    for row in rows:
+        np.testing.assert_allclose(row["probabilities"], by_file[row["file"]]["probabilities"], atol=1e-5)
+    assert run(capsys, "export", "~/run", "~/program")[0] == 0
+    assert (workdir.parent / "program.json").exists()
+
+
+def test_the_json_of_a_program_tells_how_a_file_becomes_its_input(pets, trained, capsys, tmp_path):
+    files = [tmp_path / name for name in ("wide.png", "exact.png", "gray.png", "tall.png", "turned.jpg")]
+    cv2.imwrite(str(files[0]), piece("flower", 1, 60, 90))
+    cv2.imwrite(str(files[1]), piece("flower", 2, 24, 24))
+    cv2.imwrite(str(files[2]), cv2.cvtColor(piece("flower", 1, 60, 90), cv2.COLOR_RGB2GRAY))
+    cv2.imwrite(str(files[3]), piece("flower", 2, 200, 31))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    Image.fromarray(piece("temple", 3, 60, 90)).save(files[4], exif=exif)
+    for workdir in (pets[0], trained[0]):
+        program = tmp_path / workdir.parent.name
+        assert run(capsys, "export", workdir, program)[0] == 0
+        about = json.loads(program.with_name(f"{program.name}.json").read_text())
+        images = np.concatenate(
+            [read_as_told(file, about["image_shape"], about["preprocessing"]) for file in files]
+        )
+        found = jax.export.deserialize(bytearray(program.read_bytes())).call(images)
+        output = program.with_name(f"{program.name}.jsonl")
+        assert run(capsys, "predict", workdir, *files, "--top", 10, "--output", output)[0] == 0
+        for row, probabilities in zip(read_rows(output), np.asarray(found), strict=True):
+            by_class = dict(zip(about["class_names"], probabilities, strict=True))
+            np.testing.assert_allclose([by_class[kind] for kind in row["classes"]], row["probabilities"], atol=0.01)
 
 
 def test_list_shows_what_matches_a_wildcard_or_a_part(capsys):
@@ -194,13 +492,14 @@ def test_prepare_makes_smaller_pictures_of_a_folder(capsys, tmp_path):
         for kind in ("flower", "temple", "upside_down"):
             (folder / kind / f"{number}.jpg").write_bytes(b"")
     code, out, _ = run(capsys, "prepare", f"folder:{folder}")
-    assert code == 0 and out == f"folder:{folder} needs no preparation: train 48, test 12\n"
+    assert code == 0 and out.endswith(f"folder:{folder} needs no preparation: train 48, test 12\n")
     arguments = ["prepare", f"folder:{folder}", "--resize", 32, "--data-dir", tmp_path / "sets"]
     code, out, err = run(capsys, *arguments)
     assert code == 2 and out == "" and re.match(r"error: .*\.jpg: empty file; --bad-images skip [^\n]*\n\Z", err)
     assert not (tmp_path / "sets").exists()
     code, out, err = run(capsys, *arguments, "--bad-images", "skip")
-    lines = out.splitlines()
+    found, *lines = out.splitlines()
+    assert found == f"folder:{folder} holds 3 classes; images: train 48, test 12"
     path = tmp_path / "sets" / "pets_32" / "1.0.0"
     sizes = re.fullmatch(rf"pets_32/1\.0\.0 is prepared in {path}: train (\d+), test (\d+)", lines[0])
     assert code == 0 and err == "" and int(sizes[1]) + int(sizes[2]) == 60 - 27

@@ -3,6 +3,7 @@
 import pytest
 
 from flaxcnn import UserError
+from flaxcnn.config import get_leaf
 from flaxcnn.flags import parse
 from tests.conftest import ROOT
 
@@ -63,6 +64,58 @@ def test_the_last_of_two_files_counts(tmp_path):
     assert (config.data.name, str(workdir)) == ("digits", "runs/mine")
 
 
+SIDE = "config.evaluation.shorter_side"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([f"--{SIDE}=None", f"--{SIDE}=128"], 128),
+        ([f"--{SIDE}=none", f"-{SIDE}", "128"], 128),
+        ([f"--{SIDE}", "None", f"--{SIDE}=128"], 128),
+        ([f"--{SIDE}=128", f"--{SIDE}=None"], None),
+        ([f"--{SIDE}=128", f"--{SIDE}", "none"], None),
+        ([f"--{SIDE}", "64", f"-{SIDE}=None", f"--{SIDE}=128"], 128),
+        ([f"--{SIDE}", "None"], None),
+    ],
+)
+def test_the_last_of_two_values_counts_also_where_one_unsets(arguments, expected):
+    config, _ = run("--config.data.image_size=32", *arguments, "--config.batch_size=7")
+    assert (config.evaluation.shorter_side, config.batch_size) == (expected, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "leaf", "expected"),
+    [
+        (["--config.optimizer.nesterov", "--noconfig.optimizer.nesterov"], "optimizer.nesterov", False),
+        (["--noconfig.optimizer.nesterov", "--config.optimizer.nesterov=true"], "optimizer.nesterov", True),
+        (["--config.data.mean=(0.1,)", "--config.data.mean=(0.2,)"], "data.mean", (0.2,)),
+        (["--config.data.mean", "(0.1,)", "--config.data.mean=0.2"], "data.mean", (0.2,)),
+        (["--config.model.options.norm=x", "--config.model.options={}"], "model.options", {}),
+        (["--config.model.options={}", "--config.model.options.norm=x"], "model.options", {"norm": "x"}),
+        (["--config.model.options.norm=None", "--config.model.options.norm=x"], "model.options.norm", "x"),
+        (["--config.batch_size=7", f"--config={DEFAULT}"], "batch_size", 7),
+    ],
+)
+def test_the_last_counts_of_every_kind_of_key(arguments, leaf, expected):
+    found = get_leaf(run(*arguments)[0], leaf)
+    assert (found.to_dict() if leaf == "model.options" else found) == expected
+
+
+def test_a_file_of_flags_stands_for_what_it_holds(tmp_path):
+    (tmp_path / "flags").write_text(f"--{SIDE}=128\n--config.batch_size=7\n")
+    config, _ = run(f"--{SIDE}=64", f"--flagfile={tmp_path / 'flags'}", f"--{SIDE}=None")
+    assert (config.evaluation.shorter_side, config.batch_size) == (None, 7)
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(DEFAULT.read_text())
+    config, workdir = run("--config=~/mine.py", "--workdir=~/runs/a")
+    assert config.data.name == "digits" and workdir == tmp_path / "runs" / "a"
+    assert run("--config", "~/mine.py")[1].name == "mine"
+
+
 def test_one_command_line_does_not_change_the_next():
     run("--config.batch_size=7")
     assert run()[0].batch_size != 7
@@ -79,7 +132,29 @@ def test_one_command_line_does_not_change_the_next():
         ("--config.optimizer.nesterov=perhaps", "optimizer.nesterov takes true or false, got 'perhaps'"),
         ("--config.batch_size", "Missing value for flag --config.batch_size"),
         ("--config=nowhere.py", "there is no configuration file nowhere.py"),
-        ("--confg=x", "Unknown command line flag 'confg'"),
+        ("--confg=x", "unknown flag --confg; did you mean --config"),
+        ("--work-dir=x", "did you mean --workdir"),
+        ("--optimizer.learning_rate=0.1", r"did you mean --config\.optimizer\.learning_rate\?"),
+        ("--learning_rate=0.1", r"did you mean --config\.optimizer\.learning_rate\?"),
+        ("--lr=0.1", r"did you mean --config\.optimizer\.learning_rate\?"),
+        ("--optim.lr=0.1", r"did you mean --config\.optimizer\.learning_rate\?"),
+        ("--batch-size=3", r"did you mean --config\.batch_size, --config\.evaluation\.batch_size\?"),
+        ("--data_dir=x", r"did you mean --config\.data\.data_dir\?"),
+        ("--model=resnet18", r"did you mean --config\.model\.name"),
+        ("--model.options.norm=x", r"did you mean --config\.model\.options\.norm\?"),
+        ("--epochs=3", r"did you mean --config\.duration\?"),
+        ("optimizer.learning_rate=0.1", r"did you mean --config\.optimizer\.learning_rate\?"),
+        ("lr=0.1", r"did you mean --config\.optimizer\.learning_rate\?"),
+        ("config.seed=1", r"did you mean --config\.seed\?"),
+        ("--config", "--config is empty"),
+        ("--config=", "--config is empty"),
+        ("--noconfig.batch_size", "batch_size takes a whole number"),
+        ("--flagfile=nowhere", "No such file"),
+        ("--workdir=gs://bucket/run", "gs://bucket/run is an address"),
+        ("--workdir=s3://bucket/run", "s3://bucket/run is an address"),
+        ("--workdir=file:///tmp/run", "file:///tmp/run is an address"),
+        ("--workdir=gs:/bucket/run", "gs:/bucket/run is an address"),
+        ("--config=hdfs://host/config.py", "hdfs://host/config.py is an address"),
         ("stray", "unexpected argument 'stray'"),
         ("--workdir=", "--workdir is empty"),
         ("--config.batch_size=None", "batch_size takes a whole number, got 'None'"),

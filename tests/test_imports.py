@@ -10,7 +10,8 @@ from tests.conftest import ROOT
 
 HEAVY = ("tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "cv2", "sklearn", "tensorboardX", "grain")
 # Each room may import those to its right.
-ROOMS = ("cli", "flags", "training", "inference", "data", "weights", "inspect", "models", "ops", "config", "errors")
+ROOMS = ("cli", "flags", "training", "inference", "data", "weights", "inspect", "models", "ops", "config")
+ROOMS += ("cache", "atomic", "paths", "errors")
 
 
 @pytest.mark.parametrize("statement", ["import flaxcnn", "import flaxcnn.models.lenet", "import flaxcnn.cli"])

@@ -2,7 +2,8 @@
 
 Shapes are static and nothing calls back to the host. Where pixels stay uint8, they are those of torchvision's uint8
 tensors. It truncates, which shows the last bit of a float; so a product here is rounded before it is added, and a
-quotient is rounded correctly, whatever the compiler makes of it.
+quotient is rounded correctly, whatever the compiler makes of it. Every draw names its dtype: JAX's defaults are
+wider with `jax_enable_x64`, and give other numbers.
 """
 
 import functools
@@ -27,7 +28,7 @@ ERASING_ATTEMPTS = 10
 
 def random_flip(key: Array, image: Array) -> Array:
     """Mirrors an image (H, W, C) left to right with probability 1/2."""
-    return _flip_if(jax.random.bernoulli(key), image)
+    return _flip_if(coin(key), image)
 
 
 def alternating_flip(key: Array, image: Array, epoch: Array | int) -> Array:
@@ -41,7 +42,12 @@ def alternating_flip(key: Array, image: Array, epoch: Array | int) -> Array:
       image: (H, W, C).
       epoch: () int32, counted from 0.
     """
-    return _flip_if(jax.random.bernoulli(key) ^ (jnp.asarray(epoch) % 2 == 1), image)
+    return _flip_if(coin(key) ^ (jnp.asarray(epoch) % 2 == 1), image)
+
+
+def coin(key: Array) -> Array:
+    """Returns () bool, true with probability 1/2."""
+    return jax.random.bernoulli(key, jnp.float32(0.5))
 
 
 def _flip_if(condition: Array, image: Array) -> Array:
@@ -65,7 +71,7 @@ def random_crop(key: Array, image: Array, padding: int, mode: str = "constant") 
     if mode not in ("constant", "reflect"):
         raise UserError(f'mode is {mode!r}; write "constant" or "reflect"')
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode=mode)
-    row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1, jnp.int32)
     return _window(padded, row, column, image.shape)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from flaxcnn.data import remarks
 from flaxcnn.data.delivery import Delivery
 
 READ_AT_ONCE = 1024
@@ -61,4 +62,5 @@ def load(delivery: Delivery, on_bad: Callable[[int, str], None]) -> ImageDataset
             for example, reason in bad:
                 mask[example] = 0
                 on_bad(example, reason)
+    remarks.tell(remarks.take())
     return ImageDataset(images, labels, mask)

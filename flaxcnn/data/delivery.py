@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxcnn.data import crops, pictures
+from flaxcnn.data import crops, pictures, remarks
 from flaxcnn.data.pictures import BadPicture
 from flaxcnn.data.sources import Source
 
@@ -51,7 +51,9 @@ class Delivery:
                 raise BadPicture(f"{image.shape[1]}x{image.shape[0]} pixels instead of {width}x{height}")
             return image
         if self.crop == "center":
-            return crops.test_picture(encoded, channels, height)
+            square = crops.test_picture(encoded, channels, max(height, width))
+            top, left = round((len(square) - height) / 2), round((len(square) - width) / 2)
+            return square[top : top + height, left : left + width]
 
         def choose(stored_height: int, stored_width: int) -> crops.Box:
             if self.crop == "random":
@@ -77,13 +79,15 @@ class Delivery:
           Their labels, and (number of the example, reason) for each that cannot be read.
         """
         labels, bad = [], []
-        for row, (example, (encoded, label)) in enumerate(zip(examples, self.source.read(items), strict=True)):
-            labels.append(label)
-            try:
-                if isinstance(encoded, BadPicture):
-                    raise encoded
-                images[row] = self.picture(encoded, epoch, example)
-            except BadPicture as reason:
-                images[row] = 0
-                bad.append((int(example), str(reason)))
+        read = self.source.read(items)
+        with remarks.caught():
+            for row, (example, (encoded, label)) in enumerate(zip(examples, read, strict=True)):
+                labels.append(label)
+                try:
+                    if isinstance(encoded, BadPicture):
+                        raise encoded
+                    images[row] = self.picture(encoded, epoch, example)
+                except BadPicture as reason:
+                    images[row] = 0
+                    bad.append((int(example), str(reason)))
         return labels, bad

@@ -8,7 +8,7 @@ the same distribution; and a batch cut into even parts, one a device, gives with
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.data.augment import box_mask, rounded_product
+from flaxcnn.data.augment import box_mask, coin, rounded_product
 from flaxcnn.errors import UserError
 
 Array = jax.Array
@@ -40,7 +40,7 @@ def mix(key: Array, images: Array, targets: Array, mixup_alpha: float, cutmix_al
         return cutmix(key, images, targets, cutmix_alpha)
     _check_above_zero(min(mixup_alpha, cutmix_alpha))
     choice_key, share_key, box_key = jax.random.split(key, 3)
-    takes_mixup = jax.random.bernoulli(choice_key)
+    takes_mixup = coin(choice_key)
     # One draw for both, since a Beta variable takes seconds to compile.
     share = _draw_share(share_key, jnp.where(takes_mixup, mixup_alpha, cutmix_alpha))
     return jax.lax.cond(
@@ -108,7 +108,7 @@ def _draw_share(key: Array, alpha: Array | float) -> Array:
 def _paste(key: Array, images: Array, targets: Array, share: Array) -> tuple[Array, Array]:
     """Pastes a box of 1 - share of the area, at a random place, from each image's neighbour."""
     _, height, width, _ = images.shape
-    row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]), jnp.int32)
     side = jnp.sqrt(1 - share)
     half_height, half_width = (side * height).astype(jnp.int32) // 2, (side * width).astype(jnp.int32) // 2
     # Rows and columns beyond the image are in no mask.

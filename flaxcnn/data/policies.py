@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.data.augment import blend, box_mask, mean_grey, rounded_product, rounded_quotient, to_grey
+from flaxcnn.data.augment import blend, box_mask, coin, mean_grey, rounded_product, rounded_quotient, to_grey
 from flaxcnn.errors import UserError, nearest
 
 Array = jax.Array
@@ -61,7 +61,7 @@ def rand_augment(key: Array, image: Array, num_ops: int = 2, magnitude: int = 9)
 
     def step(image: Array, step_key: Array) -> tuple[Array, None]:
         index_key, sign_key = jax.random.split(step_key)
-        operation = jax.random.randint(index_key, (), 0, len(OPERATIONS))
+        operation = jax.random.randint(index_key, (), 0, len(OPERATIONS), jnp.int32)
         return apply_operation(image, operation, _with_sign(sign_key, operation, magnitudes[operation])), None
 
     # A loop of the compiled program, so that an operation is compiled once.
@@ -78,15 +78,15 @@ def trivial_augment_wide(key: Array, image: Array) -> Array:
       UserError: another number of channels.
     """
     index_key, bin_key, sign_key = jax.random.split(key, 3)
-    operation = jax.random.randint(index_key, (), 0, len(OPERATIONS))
-    strength = jax.random.randint(bin_key, (), 0, MAGNITUDE_BINS)
+    operation = jax.random.randint(index_key, (), 0, len(OPERATIONS), jnp.int32)
+    strength = jax.random.randint(bin_key, (), 0, MAGNITUDE_BINS, jnp.int32)
     magnitude = jnp.asarray(trivial_augment_magnitudes())[operation, strength]
     return apply_operation(image, operation, _with_sign(sign_key, operation, magnitude))
 
 
 def _with_sign(key: Array, operation: Array, magnitude: Array) -> Array:
     signed = jnp.asarray([name in SIGNED for name in OPERATIONS])[operation]
-    return jnp.where(signed & jax.random.bernoulli(key), -magnitude, magnitude)
+    return jnp.where(signed & coin(key), -magnitude, magnitude)
 
 
 def rand_augment_magnitudes(height: int, width: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from tensorflow_datasets.core.download import checksums, downloader, resource
 
 from flaxcnn.data import digits
 from flaxcnn.errors import UserError, first_line, nearest
+from flaxcnn.paths import local_path
 
 FILE_FORMAT = "array_record"
 
@@ -30,11 +31,12 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       data_dir: folder of prepared sets; None for TFDS's own ($TFDS_DATA_DIR or ~/tensorflow_datasets).
 
     Raises:
-      UserError: no such data set, config or version, or prepared in another format.
+      UserError: no such data set, config or version, prepared in another format, or an address as the folder.
     """
+    folder = folder_of_sets(data_dir)
     try:
         with without_absl_warnings():
-            return tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, try_gcs=False)
+            return tfds.builder(name, data_dir=str(folder), file_format=FILE_FORMAT, try_gcs=False)
     except registered.DatasetNotFoundError:
         raise UserError(f"unknown data set {name!r}{_hint(name, data_dir)}") from None
     except (AssertionError, ValueError, OSError, ImportError) as error:
@@ -61,7 +63,7 @@ def _hint(name: str, data_dir: str | None) -> str:
 
 def folder_of_sets(data_dir: str | None) -> Path:
     """Returns the folder of prepared sets; for None, TFDS's own."""
-    return Path(data_dir or constants.DATA_DIR).expanduser()
+    return local_path(data_dir or constants.DATA_DIR)
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

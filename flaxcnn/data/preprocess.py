@@ -22,7 +22,13 @@ def resize(images: Array, size: int, method: str) -> Array:
         top, left = (size - height) // 2, (size - width) // 2
         return jnp.pad(images, ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0)))
     images = images if jnp.issubdtype(images.dtype, jnp.floating) else images.astype(jnp.float32)
-    return jax.image.resize(images, (batch, size, size, channels), {"bicubic": "cubic"}.get(method, method))
+    shape = (batch, size, size, channels)
+    if method == "nearest":
+        return jax.image.resize(images, shape, method)
+    # `jax.image.resize` computes its weights in JAX's default precision, which is another with `jax_enable_x64`.
+    scale = jnp.array([size / height, size / width], jnp.float32)
+    kernel = {"bilinear": "linear", "bicubic": "cubic"}[method]
+    return jax.image.scale_and_translate(images, shape, (1, 2), scale, jnp.zeros(2, jnp.float32), kernel)
 
 
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype) -> Array:

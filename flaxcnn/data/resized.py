@@ -29,10 +29,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorflow_datasets.core import constants, dataset_builder
 
-from flaxcnn.data import pictures, prepare
+from flaxcnn.data import pictures, prepare, remarks
 from flaxcnn.data.pictures import BadPicture
 from flaxcnn.data.sources import FOLDER, Source, open_splits
 from flaxcnn.errors import UserError, first_line
+from flaxcnn.paths import local_path
 
 # Of scikit-learn's two photographs at 384x256, quality 85, 95 and 100 take 20, 37 and 76 kB and give 34.5, 37.7 and
 # 39.3 dB: beyond 95 the error hardly falls, because chroma has half the resolution, and the size doubles.
@@ -53,11 +54,13 @@ class Outcome(NamedTuple):
       builder: of the resized set.
       existed: whether it was prepared already.
       left_out: the pictures that cannot be read, each with the reason; empty if it existed.
+      notes: see `sources.Source`; empty if it existed.
     """
 
     builder: tfds.core.DatasetBuilder
     existed: bool
     left_out: list[str]
+    notes: tuple[str, ...] = ()
 
 
 def prepare_resized(
@@ -90,8 +93,10 @@ def prepare_resized(
 
     if not name.startswith(FOLDER):
         prepare.prepare(name, data_dir, source)
-    splits = open_splits(name, data_dir)
-    _refuse_odd_class_names(next(iter(splits.values())).class_names)
+    splits = open_splits(name, None if name.startswith(FOLDER) else data_dir)
+    first = next(iter(splits.values()))
+    notes = first.notes
+    _refuse_odd_class_names(first.class_names)
     with contextlib.ExitStack() as stack:
         resized = _Resized(
             resized_name,
@@ -118,7 +123,7 @@ def prepare_resized(
         except (OSError, RuntimeError, ValueError) as error:  # whatever a full disk leads to
             raise UserError(f"cannot write {resized_name} to {folder}: {first_line(error)}") from error
     builder = prepare.open_builder(f"{resized_name}:{origin.version}", data_dir)
-    return Outcome(builder, existed=False, left_out=resized.left_out)
+    return Outcome(builder, existed=False, left_out=resized.left_out, notes=notes)
 
 
 def smaller(encoded: bytes, side: int) -> tuple[bytes, bool]:
@@ -179,7 +184,7 @@ def _tfds_origin(name: str, side: int, data_dir: str | None) -> _Origin:
 
 
 def _folder_origin(name: str, side: int) -> _Origin:
-    path = os.path.abspath(os.path.expanduser(name.removeprefix(FOLDER)))  # noqa: PTH100, PTH111 - keeps links
+    path = os.path.abspath(local_path(name.removeprefix(FOLDER)))  # noqa: PTH100 - keeps links
     identifier = _identifier(Path(path).name)
     if f"{identifier}_{side}" in tfds.list_builders(with_community_datasets=False):
         raise UserError(f"{identifier}_{side} is a data set of TFDS's own; give the folder {path} another name")
@@ -205,9 +210,9 @@ def _refuse_other_origins(folder: Path, description: str) -> None:
 
 
 def _refuse_odd_class_names(class_names: Sequence[str]) -> None:
-    """TFDS stores the names as lines of UTF-8 and strips them."""
+    """TFDS stores the names as lines and strips them."""
     for name in class_names:
-        if name != name.strip() or re.search(r"[\r\n]", name) or name.encode(errors="replace").decode() != name:
+        if name != name.strip():
             raise UserError(f"a data set cannot store the class name {name!r}; rename its folder")
 
 
@@ -235,7 +240,7 @@ class _Resized(dataset_builder.ShardBasedBuilder, skip_registration=True):
         self._side, self._origin, self._sources, self._skip = side, origin, sources, skip
         self._pool, self._progress = pool, progress
         self._any_larger = False
-        super().__init__(data_dir=data_dir, file_format=prepare.FILE_FORMAT)
+        super().__init__(data_dir=str(prepare.folder_of_sets(data_dir)), file_format=prepare.FILE_FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
         height, width, _ = self._origin.image_shape
@@ -295,16 +300,21 @@ class _Resized(dataset_builder.ShardBasedBuilder, skip_registration=True):
             yield index, {"image": picture, "label": label}
 
     def _resized(self, split: str) -> Iterator[tuple[bytes | BadPicture, int, bool]]:
-        """Yields what `_resize` returns, in order; the pool is ahead by a few tasks only."""
+        """Yields what `_resize` finds, in order; the pool is ahead by a few tasks only."""
         source = self._sources[split]
         waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         for start in range(0, len(source), CHUNK):
             items = source.items(range(start, min(start + CHUNK, len(source))))
             waiting.append(self._pool.submit(_resize, split, items, self._side))
             if len(waiting) > 2 * _cores():
-                yield from waiting.popleft().result()
+                yield from self._answer(waiting.popleft())
         while waiting:
-            yield from waiting.popleft().result()
+            yield from self._answer(waiting.popleft())
+
+    def _answer(self, future: concurrent.futures.Future) -> list[tuple[bytes | BadPicture, int, bool]]:
+        found, remark = future.result()
+        remarks.tell(remark)
+        return found
 
 
 @contextlib.contextmanager
@@ -371,8 +381,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _resize(split: str, items: Sequence[Any], side: int) -> list[tuple[bytes | BadPicture, int, bool]]:
-    """Returns (picture, label, whether it was larger) for each item."""
+def _resize(
+    split: str, items: Sequence[Any], side: int
+) -> tuple[list[tuple[bytes | BadPicture, int, bool]], str | None]:
+    """Returns (picture, label, whether it was larger) for each item, and what a decoder remarked."""
     found = []
     for encoded, label in _sources[split].read(items):
         if _stop.value:
@@ -384,4 +396,4 @@ def _resize(split: str, items: Sequence[Any], side: int) -> list[tuple[bytes | B
             found.append((picture, label, larger))
         except BadPicture as reason:
             found.append((reason, label, False))
-    return found
+    return found, remarks.take()

@@ -10,15 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flaxcnn.data import folders
 from flaxcnn.data.pictures import BadPicture
-from flaxcnn.errors import UserError, first_line, nearest
+from flaxcnn.errors import UserError, first_line, nearest, printable
+from flaxcnn.paths import local_path
 
 FOLDER = "folder:"
-# Of the pictures of a class in a folder without splits, one in so many is for testing.
-TEST_SHARE = 5
-# Folders of these names are splits, also if a picture has strayed into them.
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 Encoded = tuple[bytes | BadPicture, int]
 
@@ -31,12 +28,14 @@ class Source(Protocol):
       split: of the data set.
       class_names: in the order of the labels.
       image_shape: (height, width, channels); the first two are None where the pictures differ in size.
+      notes: lines for the user on what was found and what was left out; none of a set that was prepared.
     """
 
     name: str
     split: str
     class_names: tuple[str, ...]
     image_shape: tuple[int | None, int | None, int]
+    notes: tuple[str, ...]
 
     def __len__(self) -> int:
         """Returns the number of pictures."""
@@ -86,8 +85,10 @@ def open_splits(name: str, data_dir: str | None = None) -> dict[str, Source]:
       UserError: see `open_source`.
     """
     if name.startswith(FOLDER):
-        path, found, class_names = _look_through(name)
-        sources = {split: FolderSource.of(name, split, path, class_names, found[split]) for split in found}
+        path, contents = _look_through(name)
+        sources = {
+            split: FolderSource.of(name, split, path, contents, files) for split, files in contents.splits.items()
+        }
     else:
         builder = _prepared_builder(name, data_dir)
         sources = {
@@ -95,6 +96,51 @@ def open_splits(name: str, data_dir: str | None = None) -> dict[str, Source]:
             for split in builder.info.splits
         }
     return {split: source for split, source in sources.items() if len(source)}
+
+
+def refuse_data_dir(name: str, data_dir: str | None, flag: str) -> None:
+    """Raises `UserError` if a folder of prepared sets is given for a folder of images, which would ignore it.
+
+    Args:
+      name: of the data set.
+      data_dir: what the user has given, or None.
+      flag: by which.
+    """
+    if data_dir and name.startswith(FOLDER):
+        raise UserError(
+            f"{flag} is where prepared sets lie, and {printable(name)} is read where it lies: leave out {flag}, "
+            f"and write the whole path after {FOLDER}"
+        )
+
+
+def open_files(paths: Sequence[str | Path]) -> "FolderSource":
+    """Opens image files, and all images in folders and below, these sorted by path, without labels: they have -1.
+
+    Raises:
+      UserError: there is no such file, or a folder holds no images.
+    """
+    files: list[str] = []
+    for path in map(local_path, paths):
+        if path.is_dir():
+            try:
+                found = [os.path.normpath(path / file) for file in folders.images_below(path)]
+            except OSError as error:
+                raise UserError(f"cannot look through {path}: {error.strerror}: {error.filename}") from error
+            if not found:
+                raise UserError(f"folder {path} holds no images")
+            files += sorted(found)
+        elif path.exists():
+            files.append(str(path))
+        else:
+            siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"cannot read {path}: there is no such file{nearest(path.name, siblings)}")
+    encoded = np.array(list(map(os.fsencode, files)), bytes)
+    return FolderSource("files", "files", (), path="", files=encoded, labels=np.full(len(files), -1, np.int32))
+
+
+def is_flat(name: str) -> bool:
+    """Returns whether "folder:PATH", which must be there, holds the folders of classes, and none of splits."""
+    return folders.is_flat(local_path(name.removeprefix(FOLDER)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +160,7 @@ class TfdsSource:
     image_key: str
     label_key: str
     unlabelled: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -201,13 +248,10 @@ def _tfds_source(builder: Any, split: str) -> TfdsSource:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """A split of a folder of pictures, in colour; see `Source`.
+    """A split of a folder of pictures, in colour; see `Source`, and `flaxcnn.data.folders` for what counts as one.
 
-    The folder holds a folder for each split, and that one for each class, `PATH/train/cat/1.jpg`; or directly one
-    for each class, `PATH/cat/1.jpg`. Then a fifth of each class, by a hash of the file's name, is the split "test",
-    and the rest "train". What is deeper belongs to its class. Pictures have the usual endings of a file name, in
-    capitals or not; hidden files are left out. A split is in the order of that hash, so that a part of it, as in
-    "train[:10%]", has something of each class.
+    A folder without splits has two: a fifth of each class, by a hash of the file's name, is the split "test", and
+    the rest "train".
     """
 
     name: str
@@ -217,27 +261,29 @@ class FolderSource:
     # Encoded, because text takes NumPy four bytes a letter.
     files: np.ndarray = dataclasses.field(repr=False)
     labels: np.ndarray = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = ()
     image_shape: tuple[int | None, int | None, int] = (None, None, 3)
 
     @classmethod
     def open(cls, name: str, split: str) -> "FolderSource":
         """Looks through a folder, named "folder:PATH"."""
-        path, found, class_names = _look_through(name)
-        return cls.of(name, split, path, class_names, _slice_list(found, split, path))
+        path, contents = _look_through(name)
+        return cls.of(name, split, path, contents, _slice_list(contents.splits, split, name, path))
 
     @classmethod
     def of(
-        cls, name: str, split: str, path: str, class_names: tuple[str, ...], chosen: list[tuple[str, str]]
+        cls, name: str, split: str, path: Path, contents: folders.Contents, chosen: folders.Files
     ) -> "FolderSource":
-        """Makes it of the (class, file) pairs that were found."""
-        labels = {kind: label for label, kind in enumerate(class_names)}
+        """Makes it of the (class, file) pairs that were found, or of some of them."""
+        labels = {kind: label for label, kind in enumerate(contents.classes)}
         return cls(
             name=name,
             split=split,
-            class_names=class_names,
-            path=path,
+            class_names=tuple(map(printable, contents.classes)),
+            path=str(path),
             files=np.array([os.fsencode(file) for _, file in chosen], bytes),
             labels=np.array([labels[kind] for kind, _ in chosen], np.int32),
+            notes=contents.notes,
         )
 
     def __len__(self) -> int:
@@ -256,10 +302,13 @@ class FolderSource:
         """Of the names of all files and their order; not of what they hold."""
         return _digest(b"\0".join(self.files.tolist()))
 
+    def file(self, index: int) -> str:
+        """Returns the path of the file."""
+        return os.path.join(self.path, os.fsdecode(bytes(self.files[index])))  # noqa: PTH118
+
     def describe(self, index: int) -> str:
         """Returns the path of the file, made fit to print."""
-        path = Path(self.path, os.fsdecode(bytes(self.files[index])))
-        return os.fsencode(path).decode(errors="backslashreplace")
+        return printable(self.file(index))
 
     def __getstate__(self) -> dict[str, Any]:
         nothing = {"files": self.files[:0], "labels": self.labels[:0]}
@@ -294,96 +343,21 @@ def _content(path: bytes) -> bytes | BadPicture:
         return BadPicture(f"cannot be read: {error.strerror}")
 
 
-def _look_through(name: str) -> tuple[str, dict[str, list[tuple[str, str]]], tuple[str, ...]]:
-    """Returns the path of "folder:PATH", what `_scan` finds there, and the classes."""
-    path = Path(os.path.expanduser(name.removeprefix(FOLDER)))  # noqa: PTH111 - pathlib raises on unknown users
+def _look_through(name: str) -> tuple[Path, folders.Contents]:
+    """Returns the path of "folder:PATH", and what lies there."""
+    written = name.removeprefix(FOLDER)
+    path = local_path(written)
     try:
-        if not path.is_dir():
-            raise UserError(f"data.name is {name!r}, and there is no folder {path}")
-        found = _scan(path)
+        if not written or not path.is_dir():
+            what = f"there is no folder {printable(path)}" if written else "it names no folder"
+            raise UserError(f"data.name is '{printable(name)}', and {what}; write folder:PATH")
+        return path, folders.look_through(name, path)
     except OSError as error:
-        raise UserError(f"cannot look through {path}: {error.strerror}: {error.filename}") from error
-    class_names = tuple(sorted({kind for files in found.values() for kind, _ in files}))
-    if len(class_names) < 2:
-        what = f"only the class {class_names[0]!r}" if class_names else "no pictures"
-        raise UserError(
-            f"{path} holds {what}; it takes a folder of pictures for each class, as in {path}/cat/1.jpg"
-        )
-    return str(path), found, class_names
+        where = printable(os.fsdecode(error.filename or path))
+        raise UserError(f"cannot look through {printable(path)}: {error.strerror}: {where}") from error
 
 
-def _scan(path: Path) -> dict[str, list[tuple[str, str]]]:
-    """Returns {split: [(class, file below path)]}, each in the order of a hash of the file's name.
-
-    Raises:
-      OSError: a folder cannot be read.
-    """
-    children = _folders(path)
-    if not _are_splits(children):
-        return _split_classes({child.name: _walk(path, child) for child in children})
-    found = {}
-    for child in children:
-        classes = {kind.name: _walk(path, kind) for kind in _folders(child)}
-        if any(classes.values()):
-            found[child.name] = _by_hash((kind, file) for kind, files in classes.items() for file in files)
-    return found
-
-
-def _are_splits(children: list[Path]) -> bool:
-    """Returns whether folders are splits, not classes; beside "train/cat/1.jpg" there may be "unsorted/1.jpg"."""
-    named = [child for child in children if child.name in _SPLITS]
-    with_pictures = [child for child in children if _pictures(child)]
-    if len(named) == len(children) or not with_pictures:
-        return True
-    return any(child not in with_pictures and any(map(_pictures, _folders(child))) for child in named)
-
-
-def _split_classes(classes: dict[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
-    train, test = [], []
-    for kind, files in classes.items():
-        ordered = _by_hash((kind, file) for file in files)
-        for_test = max(len(ordered) // TEST_SHARE, 1) if len(ordered) > 1 else 0
-        test += ordered[:for_test]
-        train += ordered[for_test:]
-    return {"train": _by_hash(train), "test": _by_hash(test)}
-
-
-def _by_hash(files) -> list[tuple[str, str]]:
-    return sorted(files, key=lambda pair: hashlib.sha256(os.fsencode(pair[1])).digest())
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _pictures(path: Path) -> bool:
-    return any(_is_picture(child.name) and not child.is_dir() for child in path.iterdir())
-
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(_ENDINGS) and not name.startswith(".")
-
-
-def _walk(root: Path, path: Path) -> list[str]:
-    """Returns the pictures of a class, as paths below the root."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    found, seen = [], set()
-    for folder, folders, names in os.walk(path, followlinks=True, onerror=refuse):
-        status = os.stat(folder)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it, or two to one
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = os.path.relpath(folder, root)
-        found += [os.path.join(relative, name) for name in names if _is_picture(name)]  # noqa: PTH118 - a million
-    return found
-
-
-def _slice_list(found: dict[str, list[Any]], split: str, name: str) -> list[Any]:
+def _slice_list(found: dict[str, folders.Files], split: str, name: str, path: Path) -> folders.Files:
     """Returns the part of the lists that TFDS's language of splits names."""
     from tensorflow_datasets.core import naming, splits
 
@@ -395,7 +369,7 @@ def _slice_list(found: dict[str, list[Any]], split: str, name: str) -> list[Any]
         base, bracket, rest = part.strip().partition("[")
         files = [file for each in found.values() for file in each] if base == "all" else found.get(base)
         if files is None:
-            raise _no_split(found, base, name)
+            raise UserError(f"{_no_split(found, base, name)}{folders.missing_split(name, path, base, found)}")
         information = splits.SplitInfo(
             name="part", shard_lengths=[len(files)], num_bytes=0, filename_template=template
         )
@@ -421,7 +395,7 @@ def _instructions(splits: Any, split: str, written: str, name: str) -> Any:
 
 def _no_split(known: Iterable[str], split: str, name: str) -> UserError:
     hint = nearest(split, known) or f"; it has {', '.join(known)}"
-    return UserError(f"data set {name} has no split {split!r}{hint}")
+    return UserError(printable(f"data set {name} has no split {split!r}{hint}"))
 
 
 def _digest(content: bytes) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaxcnn.data import remarks
 from flaxcnn.data.delivery import Delivery
 from flaxcnn.data.worker import Task, rows
 from flaxcnn.errors import UserError
@@ -151,7 +152,9 @@ class Stream:
         if not self._workers:
             delivery = self._deliveries[self._names[task.delivery]]
             images = rows(self._memory, task.offset, len(task.items), delivery.image_shape)
-            return delivery.fill(images, task.epoch, task.examples, task.items)
+            answer = delivery.fill(images, task.epoch, task.examples, task.items)
+            remarks.tell(remarks.take())
+            return answer
         worker = self._idle.get()
         try:
             return worker.ask(task)
@@ -184,9 +187,10 @@ class _Worker:
                 self._connection.send(list(self._greeting))
                 self._greeting = None
             self._connection.send(task)
-            answer = self._connection.recv()
+            answer, remark = self._connection.recv()
         except (EOFError, OSError) as error:
             raise UserError(self._obituary()) from error
+        remarks.tell(remark)
         if isinstance(answer, UserError):
             raise answer
         if isinstance(answer, str):

@@ -1,8 +1,8 @@
 """A process that decodes pictures: python -m flaxcnn.data.worker SOCKET MEMORY, file descriptors that it inherits.
 
 Its first message is a list of `Delivery`; each further one a `Task`, which it answers with what `Delivery.fill`
-returns, or with the error. It writes pixels into the shared memory, and ends when the other end of the socket is
-closed, also by the death of the process that started it.
+returns, or with the error, and with what a decoder has remarked. It writes pixels into the shared memory, and ends
+when the other end of the socket is closed, also by the death of the process that started it.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from flaxcnn.data import remarks
 from flaxcnn.errors import UserError
 
 
@@ -72,7 +73,7 @@ def main(socket: int, memory: int) -> None:
                 answer = error
             except Exception:  # a defect of ours; the one who asked tells of it
                 answer = traceback.format_exc()
-            connection.send(answer)
+            connection.send((answer, remarks.take()))
     except (EOFError, ConnectionError):
         return
 

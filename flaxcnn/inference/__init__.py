@@ -2,6 +2,7 @@
 
 from flaxcnn.inference.exporting import export
 from flaxcnn.inference.folding import fold_batch_norm
+from flaxcnn.inference.image_files import describe_preprocessing
 from flaxcnn.inference.prediction import Predictor
 
-__all__ = ["Predictor", "export", "fold_batch_norm"]
+__all__ = ["Predictor", "describe_preprocessing", "export", "fold_batch_norm"]

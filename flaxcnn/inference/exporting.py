@@ -1,8 +1,9 @@
 """A network as one file, which runs with JAX alone: no Flax, and nothing of this package."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.inference.folding import Variables, fold_batch_norm
 from flaxcnn.inference.prediction import Views, average_views, misfits_refused, outside_meshes, whole_images
 from flaxcnn.models.layers import Network
+from flaxcnn.paths import local_path
 
 # One file for all of them: it is lowered for each, and shares the weights.
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -29,6 +31,7 @@ def export(
     views: Views | None = None,
     probabilities: bool = False,
     class_names: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a network with its weights as one program of `jax.export`, for any number of images.
 
@@ -44,14 +47,16 @@ def export(
         uint8. By default it takes the network's input, float32, or float64 if the model computes so.
       probabilities: whether it returns the softmax of the logits.
       class_names: written, if given, with shape and dtype of the images to a file beside it, as `path`.json.
+      preprocessing: from an image file to the program's input, of `flaxcnn.inference.describe_preprocessing`;
+        written, if given, to the same file.
 
     Raises:
       UserError: the file exists or its folder does not, the variables do not fit, or they exceed 2 GiB, which a
         program cannot hold.
     """
-    path = Path(path)
+    path = local_path(path)
     beside = path.with_name(f"{path.name}.json")
-    for file in (path, beside) if class_names else (path,):
+    for file in (path, beside) if class_names or preprocessing else (path,):
         if file.exists():
             raise UserError(f"{file} exists already; name another file, or remove it first")
     if not path.parent.is_dir():
@@ -70,7 +75,9 @@ def export(
     images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), *image_shape), dtype)
     with outside_meshes(), misfits_refused(images.shape):
         exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(images)
-    if class_names:
-        about = {"image_shape": list(image_shape), "dtype": dtype.name, "class_names": list(class_names)}
+    if class_names or preprocessing:
+        about: dict[str, Any] = {"image_shape": list(image_shape), "dtype": dtype.name}
+        about |= {"class_names": list(class_names)} if class_names else {}
+        about |= {"preprocessing": dict(preprocessing)} if preprocessing else {}
         write_whole(beside, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     write_whole(path, exported.serialize())

@@ -1,18 +1,24 @@
-"""Pictures of a run: learning curves and the confusion matrix."""
+"""Figures of a run: learning curves and the confusion matrix. Text is drawn as it is: `$` begins no formula."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from flaxcnn.errors import printable
+
+# Names of classes and data sets are not formulas, whatever the user's matplotlibrc says.
+_AS_TEXT = {"text.parse_math": False, "text.usetex": False}
 # Beyond so many classes the names would not be legible; the matrix is drawn without them.
 NAMED_CLASSES = 40
 # Up to so many classes every cell has its count written in.
 COUNTED_CLASSES = 20
 
 
+@matplotlib.rc_context(_AS_TEXT)
 def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
     """Draws loss and accuracy by epoch, training and test, as PNG.
 
@@ -38,10 +44,11 @@ def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    figure.suptitle(title)
+    figure.suptitle(printable(title))
     figure.savefig(path, dpi=120)
 
 
+@matplotlib.rc_context(_AS_TEXT)
 def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: Path, *, title: str) -> None:
     """Draws a confusion matrix as PNG, each row shaded by its share of the class.
 
@@ -51,7 +58,7 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
       path: of the picture.
       title: above it.
     """
-    classes = len(class_names)
+    classes, class_names = len(class_names), list(map(printable, class_names))
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     size = min(max(5.0, 0.55 * classes + 2), 16)
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -64,6 +71,6 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
         for row, column in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if share[row, column] > 0.5 else "black"
             axis.text(column, row, f"{confusion[row, column]}", ha="center", va="center", color=colour, fontsize=8)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
+    axis.set(xlabel="predicted", ylabel="true", title=printable(title))
     figure.colorbar(image, shrink=0.75, label="share of the class")
     figure.savefig(path, dpi=120)

@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from flaxcnn.atomic import write_whole
+from flaxcnn.errors import printable
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -70,8 +71,8 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def say(console: rich.console.Console, line: str) -> None:
-    """Prints a line as it is: no wrapping, no colours."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    """Prints a line as it is: no wrapping, no colours, no pictures for words between colons."""
+    console.print(printable(line), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class Recorder:

@@ -17,7 +17,9 @@ import rich.console
 
 from flaxcnn.config import TrainConfig
 from flaxcnn.data.delivery import Delivery
+from flaxcnn.data.sources import refuse_data_dir
 from flaxcnn.errors import UserError
+from flaxcnn.paths import local_path
 from flaxcnn.training import workdir as workdir_lib
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.compilation import jit_in_haste, keep_compiled_programs
@@ -32,7 +34,7 @@ from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.plan import Plan
 from flaxcnn.training.profile import Profile
 from flaxcnn.training.program import describe, make_take_steps, steps_at_once
-from flaxcnn.training.report import print_evaluation, write_results
+from flaxcnn.training.report import draw_results, print_evaluation, write_results
 from flaxcnn.training.state import Carry, TrainState, zeros_like
 
 # After so many steps in a row whose gradients are not finite, training has diverged. From its start, the loss scale
@@ -72,10 +74,12 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
     console = console or rich.console.Console()
     if not is_primary():
         console = rich.console.Console(quiet=True)
-    workdir, start = Path(workdir), time.perf_counter()
-    keep_compiled_programs()
+    start = time.perf_counter()
     with together():
+        workdir = local_path(workdir)
+        keep_compiled_programs()
         check_config(config)
+        refuse_data_dir(config.data.name, config.data.data_dir, "--config.data.data_dir")
         train = open_delivery(config, config.data.train_split, training=True)
         test = open_delivery(config, config.data.test_split, training=False)
         changes = workdir_lib.check_usable(workdir, config, _description(train, test))
@@ -87,6 +91,8 @@ def fit(config: TrainConfig, workdir: str | Path, *, console: rich.console.Conso
         f"{config.model.name} on {config.data.name}: {len(train.source):,} training and {len(test.source):,} test "
         f"images, {plan.total:,} steps of {config.batch_size}, in {workdir}",
     )
+    for note in train.source.notes:
+        say(console, note)
     for change in changes:
         say(console, f"changed since the checkpoint: {change}")
 
@@ -168,6 +174,7 @@ def _fit(run: _Run) -> Evaluations:
                 what = "averaged parameters " if kind == "averaged" else ""
                 checkpoint, split = f"{what}after step {step:,}", config.data.test_split
                 print_evaluation(console, experiment, evaluation, split=split, checkpoint=checkpoint)
+            draw_results(console, workdir, experiment, evaluations["test"])
     return evaluations
 
 

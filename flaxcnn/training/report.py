@@ -1,12 +1,15 @@
-"""The end of a run: the numbers on the screen, results.json, and the pictures."""
+"""The end of a run: the numbers on the screen, results.json, and the figures."""
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rich.console
 
+from flaxcnn.errors import first_line, printable
 from flaxcnn.training.evaluation import Evaluation
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.logging import read_metrics, say
@@ -25,7 +28,7 @@ def print_evaluation(
     checkpoint: str,
 ) -> None:
     """Prints the accuracy on a split, that of each class, and the confusion matrix."""
-    names = experiment.class_names
+    names = tuple(map(printable, experiment.class_names))
     correct = round(evaluation.accuracy * evaluation.count)
     missing = f", {evaluation.left_out:,} left out" if evaluation.left_out else ""
     top5 = f", top-5 {evaluation.accuracy_top5:.4f}" if len(names) > 5 else ""
@@ -44,7 +47,7 @@ def print_evaluation(
 def write_results(
     workdir: Path, experiment: Experiment, evaluations: Mapping[str, Evaluation], *, step: int
 ) -> None:
-    """Writes `results.json`, `learning_curves.png` and `confusion_matrix.png`.
+    """Writes `results.json`.
 
     Args:
       workdir: where to.
@@ -52,29 +55,52 @@ def write_results(
       evaluations: "test", and "averaged" if there are averaged parameters.
       step: after which they were made.
     """
-    from flaxcnn.inspect import plots  # brings in matplotlib, which training can do without until here
-
-    config = experiment.config
-    title = f"{config.model.name} on {config.data.name}"
     evaluation = evaluations["test"]
-    results: dict[str, Any] = {"step": step, config.data.test_split: evaluation.scalars}
+    results: dict[str, Any] = {"step": step, experiment.config.data.test_split: evaluation.scalars}
     if averaged := evaluations.get("averaged"):
         results["averaged"] = averaged.scalars
-    records = read_metrics(workdir)
-    if tested := [record for record in records if record["kind"] == "test"]:
+    if tested := [record for record in read_metrics(workdir) if record["kind"] == "test"]:
         results["best"] = max(tested, key=lambda record: (record["accuracy"], record["step"]))
     if evaluation.confusion is not None:
         accuracy = [None if np.isnan(value) else float(value) for value in evaluation.class_accuracy]
         results["class_accuracy"] = dict(zip(experiment.class_names, accuracy, strict=True))
         results["confusion"] = evaluation.confusion.tolist()
+    write_json(workdir / "results.json", results)
+
+
+def draw_results(
+    console: rich.console.Console, workdir: Path, experiment: Experiment, evaluation: Evaluation
+) -> None:
+    """Draws `learning_curves.png` and `confusion_matrix.png`; what cannot be drawn is a line of warning."""
+    title = f"{experiment.config.model.name} on {experiment.config.data.name}"
+    with _drawing(console, workdir / "learning_curves.png") as path:
+        from flaxcnn.inspect import plots  # brings in matplotlib, which training can do without until here
+
+        plots.plot_learning_curves(read_metrics(workdir), path, title=title)
+    if evaluation.confusion is None:
+        return
+    with _drawing(console, workdir / "confusion_matrix.png") as path:
+        from flaxcnn.inspect import plots
+
         plots.plot_confusion_matrix(
             evaluation.confusion,
             experiment.class_names,
-            workdir / "confusion_matrix.png",
+            path,
             title=f"{title}: {evaluation.accuracy:.4f} of {evaluation.count:,} right",
         )
-    write_json(workdir / "results.json", results)
-    plots.plot_learning_curves(records, workdir / "learning_curves.png", title=title)
+
+
+@contextlib.contextmanager
+def _drawing(console: rich.console.Console, path: Path) -> Iterator[Path]:
+    """Has whatever goes wrong with a figure be one line: the run is complete without it."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield path
+        except Exception as error:  # matplotlib may be missing, or broken, or meet text that it cannot draw
+            say(console, f"warning: {path.name} could not be drawn: {first_line(error)}")
+            return
+    if remarks := [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]:
+        say(console, f"warning: {path.name}: {remarks[0].splitlines()[0]}")
 
 
 def _class_lines(evaluation: Evaluation, names: tuple[str, ...], width: int) -> list[str]:
@@ -87,7 +113,8 @@ def _class_lines(evaluation: Evaluation, names: tuple[str, ...], width: int) -> 
     for index, (name, accuracy) in enumerate(zip(names, evaluation.class_accuracy, strict=True)):
         row = "".join(f"{count or '.':>{cell}}" for count in evaluation.confusion[index]) if fits else ""
         label = name if name == str(index) else f"{index} {name}"
-        lines.append(f"  {label:<{label_width}}{accuracy:.4f} {row}".rstrip())
+        shown = "none  " if np.isnan(accuracy) else f"{accuracy:.4f}"  # none: the split has no such images
+        lines.append(f"  {label:<{label_width}}{shown} {row}".rstrip())
     return lines
 
 

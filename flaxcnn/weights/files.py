@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flaxcnn.errors import UserError, nearest
+from flaxcnn.paths import local_path
 from flaxcnn.weights.pickles import REMEDY, Storage, Tensor, Unreadable, unpickle
 
 
@@ -28,7 +29,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: no such file, not a weight file, damaged, or holding anything besides named tensors.
     """
-    path = Path(path)
+    path = local_path(path)
     try:
         with path.open("rb") as file:
             return _read(path, file)

@@ -12,6 +12,7 @@ from flaxcnn.errors import UserError, nearest
 from flaxcnn.models import create_model, model_info
 from flaxcnn.models.layers import Network
 from flaxcnn.models.published import default_weights
+from flaxcnn.paths import local_path
 from flaxcnn.weights.convert import Variables, from_torch, init_variables
 from flaxcnn.weights.download import fetch
 from flaxcnn.weights.files import read_state_dict
@@ -87,8 +88,8 @@ def _locate(name: str, source: str | Path) -> Path:
         source = default_weights(name).tag
     if source in tags:
         return fetch(tags[source].file, tags[source].url)
-    if Path(source).exists():
-        return Path(source)
+    if (path := local_path(source)).exists():
+        return path
     hint = nearest(str(source), tags) or f"; the published weights are {', '.join(tags)}"
     raise UserError(f"{source} is neither a file nor published weights of {name}{hint}")
 

@@ -9,7 +9,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 from sklearn.datasets import load_sample_image
 
 from flaxcnn.data import pictures
@@ -90,8 +90,6 @@ OTHERS = {
     "PNG, transparent colour": lambda: encode(photograph(), "PNG", transparency=photograph().getpixel((3, 3))),
     "PNG, alpha": lambda: encode(with_alpha(), "PNG"),
     "PNG, grey and alpha": lambda: encode(with_alpha().convert("LA"), "PNG"),
-    "PNG, 16 bits": lambda: cv2.imencode(".png", random(9, 7, 3, dtype=np.uint16))[1].tobytes(),
-    "PNG, 16 bits and alpha": lambda: cv2.imencode(".png", random(9, 7, 4, dtype=np.uint16))[1].tobytes(),
     "PNG, animated": lambda: two_frames("PNG"),
     "PNG, animated but for the first": lambda: two_frames("PNG", default_image=True),
     "GIF": lambda: encode(photograph(), "GIF"),
@@ -172,13 +170,130 @@ def test_other_formats_are_decoded_as_by_pil(kind):
     assert np.abs(grey - luma(picture)).max() < 0.51
 
 
-@pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_sixteen_bits_of_grey_are_scaled_to_eight(kind):
-    values = random(20, 30, dtype=np.uint16)
-    encoded = cv2.imencode(f".{kind}", values)[1].tobytes()
+def by_opencv(ending, rgb):
+    """An array (H, W) or (H, W, 3 or 4), red first, in a file."""
+    if rgb.ndim == 3:
+        rgb = rgb[..., [2, 1, 0, 3][: rgb.shape[2]]]
+    return cv2.imencode(ending, rgb)[1].tobytes()
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff", ".pgm"])
+@pytest.mark.parametrize("channels_stored", [1, 3, 4])
+def test_sixteen_bits_are_divided_by_257(ending, channels_stored):
+    if ending == ".pgm":
+        ending, channels_stored = (".pgm", 1) if channels_stored == 1 else (".ppm", 3)
+    values = random(20, 30, channels_stored, dtype=np.uint16)
+    encoded = by_opencv(ending, values[..., 0] if channels_stored == 1 else values)
+    colour = values[..., :3] if channels_stored > 1 else np.repeat(values, 3, axis=2)
+    picture = decode(encoded, 3)
+    check(picture, read_header(encoded), 3)
+    np.testing.assert_array_equal(picture, np.rint(colour / 257))
+    assert np.abs(decode(encoded, 1) - luma(picture)).max() < 0.51
+
+
+@pytest.mark.parametrize("white", [1, 15, 255, 1000, 4095, 65535])
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+def test_netpbm_is_scaled_by_the_value_of_white(kind, white):
+    values = np.random.default_rng(0).integers(0, white + 1, (5, 6, 1 if kind in (2, 5) else 3))
+    values[0] = white
+    body = values.astype(">u2" if white > 255 else "u1").tobytes()
+    if kind in (2, 3):
+        body = " ".join(map(str, values.ravel())).encode()
+    encoded = b"P%d\n# a remark\n6 5\n%d\n" % (kind, white) + body
+    np.testing.assert_allclose(decode(encoded, 3), np.broadcast_to(values / white * 255, (5, 6, 3)), atol=0.5001)
+
+
+def test_netpbm_of_bits():
+    bits = random(4, 8) & 1
+    expected = np.repeat((255 * (1 - bits))[..., None], 3, axis=2)  # 1 is black
+    np.testing.assert_array_equal(decode(b"P4\n8 4\n" + np.packbits(bits).tobytes(), 3), expected)
+    rows = b"\n".join(b" ".join(b"%d" % bit for bit in row) for row in bits)
+    np.testing.assert_array_equal(decode(b"P1 8 4\n" + rows + b"\n", 3), expected)
+
+
+def floats(*shape, low=0.0, high=1.0, dtype=np.float32):
+    return np.random.default_rng(0).uniform(low, high, shape).astype(dtype)
+
+
+FLOATS = {
+    "TIFF of PIL": lambda: encode(Image.fromarray(floats(20, 24)), "TIFF"),
+    "TIFF, compressed": lambda: encode(Image.fromarray(floats(20, 24)), "TIFF", compression="tiff_lzw"),
+    "TIFF": lambda: by_opencv(".tif", floats(20, 24)),
+    "TIFF of colours": lambda: by_opencv(".tif", floats(20, 24, 3)),
+    "TIFF of doubles": lambda: by_opencv(".tif", floats(20, 24, dtype=np.float64)),
+    "PFM": lambda: by_opencv(".pfm", floats(20, 24)),
+    "PFM of colours": lambda: by_opencv(".pfm", floats(20, 24, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_floating_point_values_from_0_to_1_are_scaled(kind):
+    expected = floats(20, 24, 3) if "colours" in kind else floats(20, 24)[..., None]
+    picture = decode(FLOATS[kind](), 3)
+    check(picture, read_header(FLOATS[kind]()), 3)
+    np.testing.assert_allclose(picture, np.broadcast_to(expected * 255, picture.shape), atol=0.5001)
+
+
+def test_values_that_rounding_has_moved_beyond_0_or_1_are_no_reason_to_refuse():
+    values = np.array([[-1e-6, 0.5, 1 + 1e-6]], np.float32)
+    assert decode(by_opencv(".tif", values), 1).ravel().tolist() == [0, 128, 255]
+
+
+def test_an_image_that_is_black_is_black():
+    for values in (np.zeros((3, 4), np.uint16), np.zeros((3, 4), np.float32)):
+        assert not decode(by_opencv(".tif", values), 3).any()
+
+
+def signed(bits):
+    return by_opencv(".tif", floats(9, 9, high=255).astype(f"int{bits}"))
+
+
+WITHOUT_SCALE = {
+    "32 bits": (lambda: signed(32), "a TIFF of signed numbers of 32 bits; store it as"),
+    "16 bits, signed": (lambda: signed(16), "a TIFF of signed numbers of 16 bits"),
+    "8 bits, signed": (lambda: signed(8), "a TIFF of signed numbers of 8 bits"),
+    "32 bits by PIL": (
+        lambda: encode(Image.fromarray(random(5, 5, dtype=np.int32)), "TIFF"),
+        "a TIFF of signed numbers of 32 bits",
+    ),
+    "0 to 255": (
+        lambda: by_opencv(".tif", floats(9, 9, high=255)),
+        "floating-point values from 0.6983",
+    ),
+    "-1 to 1": (lambda: by_opencv(".tif", floats(9, 9, low=-1)), "floating-point values from -0.99"),
+    "not a number": (
+        lambda: by_opencv(".tif", np.full((3, 3), np.nan, np.float32)),
+        "floating-point values from nan",
+    ),
+    "infinite": (lambda: by_opencv(".pfm", np.full((3, 3), np.inf, np.float32)), "floating-point values from inf"),
+    "nothing but small": (lambda: by_opencv(".tif", floats(9, 9, high=1e-3)), "floating-point values up to"),
+    "8 bits in 16": (lambda: by_opencv(".png", random(9, 9).astype(np.uint16)), "values up to 2"),
+    "8 bits in 16, TIFF": (lambda: by_opencv(".tif", random(9, 9, 3).astype(np.uint16)), "values up to 2"),
+    "8 bits in 16, PGM": (lambda: by_opencv(".pgm", random(9, 9).astype(np.uint16)), "values up to 2"),
+    "12 bits in 16": (lambda: by_opencv(".png", random(9, 9, dtype=np.uint16) // 16), "values up to 3,9"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_SCALE)
+def test_values_without_a_known_white_are_refused_and_not_black(kind, capfd):
+    make, reason = WITHOUT_SCALE[kind]
     for channels in (1, 3):
-        expected = np.repeat(values[..., None] // 256, channels, axis=2)
-        np.testing.assert_array_equal(decode(encoded, channels), expected)
+        with pytest.raises(BadPicture) as caught:
+            decode(make(), channels)
+        assert str(caught.value).startswith(reason) and "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_tiff_of_many_bits_is_turned_upright(orientation, dtype):
+    values, tags = random(5, 7), TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = orientation
+    deep = values.astype(np.uint16) * 257 if dtype == np.uint16 else values.astype(np.float32) / 255
+    encoded = encode(Image.fromarray(deep), "TIFF", tiffinfo=tags)
+    picture = decode(encoded, 1)
+    check(picture, read_header(encoded), 1)
+    np.testing.assert_array_equal(picture, by_pil(encode(Image.fromarray(values), "TIFF", tiffinfo=tags), "L"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -287,7 +402,7 @@ def with_false_zlib_data():
 
 REFUSED = {
     "empty": (lambda: b"", "empty file"),
-    "text": (lambda: b"the picture is to be had on request", "neither JPEG nor PNG, GIF, BMP, WebP or TIFF"),
+    "text": (lambda: b"the picture is to be had on request", "neither JPEG nor PNG, GIF, BMP, WebP, TIFF or PNM"),
     "HTML": (lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "neither JPEG nor PNG"),
     "zeros": (lambda: bytes(1000), "neither JPEG nor PNG"),
     "noise": (lambda: random(1000).tobytes(), "neither JPEG nor PNG"),
@@ -316,7 +431,16 @@ REFUSED = {
     "half a BMP": (lambda: encode(photograph(), "BMP")[:3000], "truncated"),
     "half a WebP": (lambda: encode(photograph(), "WEBP")[:500], "cannot be decoded"),
     "half a TIFF": (lambda: encode(photograph(), "TIFF")[:3000], ""),
-    "text that begins as BMP": (lambda: b"BMW is the name of a firm in Munich, Bavaria", "cannot be decoded"),
+    "text that begins as BMP": (lambda: b"BMW is the name of a firm in Munich, Bavaria", "neither JPEG nor PNG"),
+    "text that begins as PNM": (lambda: b"P5 is an abbreviation", "neither JPEG nor PNG"),
+    "a PNM without its end": (lambda: by_opencv(".ppm", random(9, 9, 3))[:-1], "truncated"),
+    "a PNM of 16 bits without its end": (
+        lambda: by_opencv(".pgm", random(9, 9, dtype=np.uint16))[:-1],
+        "truncated",
+    ),
+    "a PFM without its end": (lambda: by_opencv(".pfm", floats(9, 9))[:-1], "truncated"),
+    "a PNM without white": (lambda: b"P5 2 2 0 abcd", "cannot be decoded"),
+    "half a TIFF of 16 bits": (lambda: by_opencv(".tif", random(90, 90, dtype=np.uint16))[:3000], ""),
 }
 
 
@@ -388,8 +512,10 @@ def test_workers_import_nothing_heavy(name):
         "flaxcnn",
         "collections",
         "contextlib",
+        "functools",
         "io",
         "math",
+        "re",
         "struct",
         "typing",
         "zlib",
@@ -401,4 +527,7 @@ def test_workers_import_nothing_heavy(name):
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module)
     assert {module.split(".")[0] for module in imported} <= allowed
-    assert {module for module in imported if module.startswith("flaxcnn")} <= {"flaxcnn.data.pictures"}
+    assert {module for module in imported if module.startswith("flaxcnn")} <= {
+        "flaxcnn.data",
+        "flaxcnn.data.pictures",
+    }

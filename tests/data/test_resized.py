@@ -303,7 +303,7 @@ def test_a_set_of_the_same_name_made_of_other_pictures_is_an_error(folder, prepa
         prepare_resized(f"folder:{other}", str(data_dir), side=SIDE)
 
 
-@pytest.mark.parametrize("kind", [" cat", "c\nat", os.fsdecode(b"c\xe9")])
+@pytest.mark.parametrize("kind", [" cat", "cat ", " "])
 def test_class_names_that_tfds_would_change_are_refused(tmp_path, kind):
     path = write_folder(tmp_path / "set", 2, ("temple", "flower"))
     try:
@@ -313,6 +313,19 @@ def test_class_names_that_tfds_would_change_are_refused(tmp_path, kind):
     with pytest.raises(UserError, match=r"a data set cannot store the class name '.*'; rename its folder"):
         prepare_resized(f"folder:{path}", str(tmp_path / "sets"), side=40)
     assert not (tmp_path / "sets").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"), [("c\nat", r"c\nat"), (os.fsdecode(b"c\xe9"), r"c\xe9"), ("写真", "写真")]
+)
+def test_class_names_of_any_bytes_are_stored_as_they_are_printed(tmp_path, in_this_process, kind, stored):
+    path = write_folder(tmp_path / "set", 2, ("temple", "flower"))
+    try:
+        (path / "flower").rename(path / kind)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    builder = prepare_resized(f"folder:{path}", str(tmp_path / "sets"), side=40).builder
+    assert builder.info.features["label"].names == sorted([stored, "temple"])
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_names_may_be_unusual(tmp_path):
     except OSError:
         pytest.skip("this file system takes no such names")
     train = opened(tmp_path)
-    assert dict(contents(train)) == dict(zip(names, [latin, words, "写真", "-rf"], strict=True))
+    assert dict(contents(train)) == dict(zip(names, ["caf\\xe9", words, "写真", "-rf"], strict=True))
     described = [train.describe(index) for index in range(4)]
     assert str(tmp_path / "train" / words / " 1 .jpg") in described
     assert f"{tmp_path}/train/caf\\xe9/caf\\xe9.jpg" in described
@@ -214,11 +214,12 @@ def test_splits_that_are_not_there(tmp_path, split, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["cat/1.jpg", "cat/2.jpg"], "holds only the class 'cat'; it takes a folder of pictures for each class"),
+        (["cat/1.jpg", "cat/2.jpg"], "holds only the class 'cat'; it takes a folder of images for each class"),
         (["train/cat/1.jpg", "test/cat/2.jpg"], "holds only the class 'cat'"),
-        (["1.jpg", "2.jpg"], "holds no pictures; it takes a folder of pictures for each class"),
-        (["cat/1.txt", "dog/2.txt"], "holds no pictures"),
-        ([], "holds no pictures"),
+        (["1.jpg", "2.jpg"], "holds no images in class folders; 2 images lie directly in .*, such as [12].jpg"),
+        (["train/1.jpg", "test/2.jpg"], "1 image lies directly in test .* 1 image lies directly in train"),
+        (["cat/1.txt", "dog/2.txt"], "holds no images"),
+        ([], "holds no images"),
     ],
 )
 def test_folders_that_are_no_data_set(tmp_path, names, message):
@@ -226,6 +227,16 @@ def test_folders_that_are_no_data_set(tmp_path, names, message):
     with pytest.raises(UserError, match=message) as raised:
         opened(tmp_path)
     assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["folder:", "folder:."])
+def test_a_name_without_a_folder_is_not_the_current_one(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(write(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg"))
+    if name == "folder:.":
+        assert len(open_source(name, "train")) == 2
+    else:
+        with pytest.raises(UserError, match="names no folder; write folder:PATH"):
+            open_source(name, "train")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file.jpg", "~no such user/pictures"])

@@ -1,6 +1,9 @@
 import cv2
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from flaxcnn.inspect.plots import plot_confusion_matrix, plot_learning_curves
 
@@ -26,3 +29,39 @@ def test_learning_curves_are_drawn_also_of_a_run_that_just_began(tmp_path, epoch
     path = tmp_path / "curves.png"
     plot_learning_curves(records, path, title="some network")
     assert cv2.imread(str(path)).shape[1] == 1320
+
+
+ODD = (
+    "$",
+    "$\\frac$",
+    r"\frac{1}{2}",
+    "$x^2$",
+    "a_b",
+    "x^2",
+    "{",
+    "new\nline",
+    "tab\t",
+    "Käfer",
+    "кот",
+    "stray \udcff",
+    "%#&~",
+)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("usetex", [False, True])
+def test_names_are_drawn_as_text(tmp_path, monkeypatch, usetex):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *rest, **more: figures.append(figure) or save(figure, *rest, **more)
+    )
+    records = [{"kind": "test", "epoch": 1.0, "loss": 1.0, "accuracy": 0.5}]
+    with matplotlib.rc_context({"text.usetex": usetex}):
+        plot_confusion_matrix(
+            np.eye(len(ODD), dtype=int), ODD, tmp_path / "confusion.png", title="net on folder:$\\frac$"
+        )
+        plot_learning_curves(records, tmp_path / "curves.png", title="net on folder:$\\frac$\n_{")
+    drawn = [text for figure in figures for text in figure.findobj(Text)]
+    assert {"$\\frac$", "$x^2$", "Käfer", "net on folder:$\\frac$"} <= {text.get_text() for text in drawn}
+    assert not any(text.get_parse_math() or text.get_usetex() for text in drawn)
+    assert not any("\n" in text.get_text() for text in drawn)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from flaxcnn.training import loop, plan, program
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.inference import evaluate, load_trained
 from flaxcnn.training.logging import read_metrics
+from tests.pictures import write_folder
 
 TIMES = ("images_per_second", "waiting_for_data")
 
@@ -57,6 +59,42 @@ def test_a_run_leaves_its_numbers_and_pictures(config, tmp_path, console):
 
     experiment, state = load_trained(workdir)
     assert evaluate(experiment, state).accuracy == result.accuracy
+
+
+def test_a_figure_that_fails_is_a_line_after_the_results(config, tmp_path, console, monkeypatch):
+    seen = []
+
+    def fail(*arguments, **keywords):
+        seen.append((json.loads((tmp_path / "run" / "results.json").read_text()), console.file.getvalue()))
+        raise RuntimeError("no font\nat all")
+
+    monkeypatch.setattr("flaxcnn.inspect.plots.plot_confusion_matrix", fail)
+    config.duration = "1 steps"
+    result = loop.fit(config, tmp_path / "run", console=console)
+    ((results, printed),) = seen
+    assert results["test"]["accuracy"] == result.accuracy and f"test accuracy {result.accuracy:.4f}" in printed
+    assert [line for line in console.file.getvalue().splitlines() if line.startswith("warning: ")] == [
+        "warning: confusion_matrix.png could not be drawn: no font"
+    ]
+    assert (tmp_path / "run" / "learning_curves.png").exists()
+    monkeypatch.setitem(sys.modules, "flaxcnn.inspect.plots", None)  # as if matplotlib were missing
+    monkeypatch.delattr("flaxcnn.inspect.plots")
+    assert loop.fit(config, tmp_path / "run", console=console).scalars == result.scalars
+
+
+def test_classes_may_be_called_anything(config, tmp_path, console):
+    folder, names = write_folder(tmp_path / "$x$", 10), ("$\\frac$", "new\nline {", os.fsdecode(b"\xff_^"))
+    for before, name in zip(sorted(folder.iterdir()), names, strict=True):
+        before.rename(folder / name)
+    config.data.name, config.data.data_dir, config.duration = f"folder:{folder}", None, "1 steps"
+    config.batch_size, config.model.options = 8, ConfigDict()
+    for _ in range(2):  # the second finds the run complete
+        loop.fit(config, tmp_path / "run", console=console)
+        assert set(json.loads((tmp_path / "run" / "results.json").read_text())["class_accuracy"]) == set(names)
+        for figure in ("learning_curves.png", "confusion_matrix.png"):
+            assert (tmp_path / "run" / figure).read_bytes().startswith(b"\x89PNG")
+            (tmp_path / "run" / figure).unlink()
+    assert "warning" not in console.file.getvalue() and "0 $\\frac$ " in console.file.getvalue()
 
 
 @pytest.mark.parametrize("precision", ["x32", pytest.param("x64", marks=pytest.mark.slow)])
@@ -127,7 +165,7 @@ def reads_of_a_run(config, tmp_path, monkeypatch, steps, take_steps):
     monkeypatch.setattr(loop, "make_evaluator", lambda *_: lambda state, data: Fake())
     monkeypatch.setattr(loop, "Checkpoints", Fake)
     monkeypatch.setattr(loop, "_health", lambda carry: (float(carry.epoch["loss"]) == 0, 0))
-    for name in ("write_results", "print_evaluation", "describe", "say"):
+    for name in ("write_results", "print_evaluation", "draw_results", "describe", "say"):
         monkeypatch.setattr(loop, name, lambda *_, **__: None)
     Host.reads = 0
     loop.fit(config, tmp_path / f"run{steps}", console=rich.console.Console(file=io.StringIO()))
@@ -288,6 +326,30 @@ def test_mistakes_leave_nothing_behind(config, tmp_path, console, change, messag
         loop.fit(config, tmp_path / "a" / "run", console=console)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run", "GS:/bucket/run"])
+def test_addresses_are_refused_before_anything_is_made(config, tmp_path, console, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is an address") as raised:
+        loop.fit(config, address, console=console)
+    assert "\n" not in str(raised.value)
+    config.data.data_dir = address
+    with pytest.raises(UserError, match="is an address"):
+        loop.fit(config, tmp_path / "run", console=console)
+    config.data.name, config.data.data_dir = f"folder:{address}", None
+    with pytest.raises(UserError, match="is an address"):
+        loop.fit(config, tmp_path / "run", console=console)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(config, tmp_path, console, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sets").symlink_to(config.data.data_dir)
+    config.duration, config.data.data_dir = "1 steps", "~/sets"
+    loop.fit(config, "~/runs/a", console=console)
+    assert (tmp_path / "runs" / "a" / "results.json").exists()
+    assert load_trained("~/runs/a")[0].class_names == tuple("0123456789")
 
 
 @pytest.mark.parametrize("parent", ["file", "forbidden"])

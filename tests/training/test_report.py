@@ -47,3 +47,12 @@ def test_many_classes_show_the_worst_and_what_they_were_taken_for():
     assert len(lines) == 22
     assert lines[2] == "  0.0000  n42, mostly taken for n7"
     assert not any("nan" in line for line in lines)
+
+
+def test_a_class_without_images_and_names_of_several_lines_keep_the_table_in_order():
+    lines = printed([[3, 1, 0], [0, 0, 0], [0, 0, 2]], ("new\nline", "tab\t", "stray \udcff"), width=80)
+    assert [line.split() for line in lines[2:]] == [
+        ["0", "new\\nline", "0.7500", "3", "1", "."],
+        ["1", "tab\\t", "none", ".", ".", "."],
+        ["2", "stray", "\\xff", "1.0000", ".", ".", "2"],
+    ]
