@@ -189,7 +189,7 @@ def adjust_hue(image: Array, factor: Array | float) -> Array:
     # Red in the sectors of the circle from 0 to 5: value, falling, low, low, rising, value; green is what red is 4
     # sectors on, blue what it is 2 sectors on.
     value, low, falling, rising = (level[..., None] for level in (value, low, falling, rising))
-    number = (sector.astype(jnp.int32)[..., None] + np.array([0, 4, 2])) % 6
+    number = (sector.astype(jnp.int32)[..., None] + np.array([[[0, 4, 2]]])) % 6
     changing = jnp.where(number == 1, falling, jnp.where(number == 4, rising, low))
     turned = jnp.where((number == 0) | (number == 5), value, changing)
     return (turned.clip(0, 1) * 255).astype(jnp.uint8)
@@ -276,8 +276,8 @@ def pca_lighting(key: Array, image: Array, std: float = 0.1) -> Array:
         raise UserError(f"lighting of an image {image.shape}: it must have 3 channels, last")
     draws = std * jax.random.normal(key, (3,), jnp.float32)
     # A sum rather than a product of matrices, which accelerators compute in fewer bits.
-    gain = 255 * (IMAGENET_COMPONENTS * IMAGENET_VARIANCES * draws).sum(-1)
-    return image.astype(jnp.float32) + gain
+    gain = 255 * (IMAGENET_COMPONENTS * IMAGENET_VARIANCES * draws[None]).sum(-1)
+    return image.astype(jnp.float32) + gain[None, None]
 
 
 def random_erasing(
@@ -317,5 +317,5 @@ def random_erasing(
 
 def box_mask(height: int, width: int, top: Array, left: Array, bottom: Array, right: Array) -> Array:
     """Returns (H, W) bool, true from row `top` to before `bottom` and from column `left` to before `right`."""
-    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
     return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)

@@ -150,7 +150,7 @@ def _move(chosen: dict[str, Array], magnitude: Array, image: Array) -> Array:
     )
     # Positions count from the centre, about which rotations turn. Shears keep the upper edge in place, or the left.
     y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
-    x = jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2
+    x = jnp.arange(width, dtype=jnp.float32)[None] - (width - 1) / 2
     column = _nearest((cosine, shear_x - sine, shear_x * (height / 2) - pixels_x), x, y, width)
     row = _nearest((shear_y + sine, cosine, shear_y * (width / 2) - pixels_y), x, y, height)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -178,11 +178,11 @@ def _table(chosen: dict[str, Array], magnitude: Array, image: Array) -> Array:
     bits = jnp.clip(8 - magnitude.astype(jnp.int32), 0, 8)
     # A scatter, because to compare each pixel with each value takes 10 to 100 times as long on a CPU.
     counts = jnp.zeros((256, channels), jnp.int32)
-    counts = counts.at[image.reshape(-1, channels), jnp.arange(channels)].add(1, mode="promise_in_bounds")
+    counts = counts.at[image.reshape(-1, channels), jnp.arange(channels)[None]].add(1, mode="promise_in_bounds")
     present = counts > 0
-    lowest, highest = jnp.argmax(present, 0), 255 - jnp.argmax(present[::-1], 0)
+    lowest, highest = jnp.argmax(present, 0)[None], 255 - jnp.argmax(present[::-1], 0)[None]
     stretched = ((levels - lowest) * jnp.asarray(_STRETCHES)[highest - lowest]).clip(0, 255)
-    step = (height * width - jnp.take_along_axis(counts, highest[None], 0)) // 255
+    step = (height * width - jnp.take_along_axis(counts, highest, 0)) // 255
     below = jnp.cumsum(counts, 0) - counts
     equalized = ((below + step // 2) // jnp.maximum(step, 1)).clip(0, 255)
 

@@ -34,7 +34,8 @@ def resize(images: Array, size: int, method: str) -> Array:
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype) -> Array:
     """Scales uint8 (or 0..255) images to 0..1, subtracts `mean` and divides by `std`, each one or one a channel."""
     dtype = jnp.promote_types(dtype, jnp.float32)
-    mean, std = jnp.asarray(mean, dtype), jnp.asarray(std, dtype)
+    last = (1,) * (images.ndim - 1) + (-1,)
+    mean, std = jnp.asarray(mean, dtype).reshape(last), jnp.asarray(std, dtype).reshape(last)
     return (images.astype(dtype) / 255 - mean) / std
 
 

@@ -43,16 +43,16 @@ class FoldedNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps (..., C) to the same shape."""
-        path, shape = "/".join(self.path), x.shape[-1:]
+        path, shape, last = "/".join(self.path), x.shape[-1:], (1,) * (x.ndim - 1) + (-1,)
         if path in self.scaled:
             scale = self.param("scale", self.scale_init, shape, self.param_dtype)
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
             # As in BatchNorm, numbers of half precision are widened for the product and the sum.
-            x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale + bias
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale.reshape(last) + bias.reshape(last)
         elif path in self.shifted:
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
             x, bias = nn.dtypes.promote_dtype(x, bias, dtype=self.dtype)
-            x = x + bias
+            x = x + bias.reshape(last)
         return x.astype(self.dtype)
 
 

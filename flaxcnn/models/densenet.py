@@ -4,6 +4,7 @@ Huang, Liu, van der Maaten, Weinberger: "Densely Connected Convolutional Network
 and section 3 (CIFAR). The initialisation is torchvision's: He's by fan-in, classifier as in torch with bias 0.
 """
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -90,7 +91,8 @@ class DenseNet(layers.Network):
     stem_features: int = 64
     bottleneck: int = 4
     compression: float = 0.5
-    norm: layers.Norm | None = layers.BatchNorm
+    # No attribute of the class: `nnx.bridge.ToNNX` would take it for a method in the place of the layer `norm`.
+    norm: layers.Norm | None = dataclasses.field(default_factory=lambda: layers.BatchNorm)
     bn_axis_name: str | None = None
     dropout_rate: float = 0.0
     remat: bool = False

@@ -189,7 +189,8 @@ def _to_unit_range(images: Array) -> Array:
     if images.shape[-1] != 3:
         raise UserError(f"transform_input of GoogLeNet needs images of 3 channels, got {images.shape[-1]}")
     dtype = jnp.promote_types(images.dtype, jnp.float32)
-    return (images.astype(dtype) * jnp.asarray(STD, dtype) + jnp.asarray(MEAN, dtype)) * 2 - 1
+    std, mean = (layers.by_channel(jnp.asarray(values, dtype)) for values in (STD, MEAN))
+    return (images.astype(dtype) * std + mean) * 2 - 1
 
 
 _PAPER = "Szegedy et al.: Going Deeper with Convolutions, 2015"

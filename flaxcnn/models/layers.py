@@ -1,10 +1,13 @@
 """What the families share: the base of every network, convolution with norm and activation, the classifier."""
 
 import functools
+import importlib
 import math
+import operator
+import types
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -47,6 +50,52 @@ NAMED: dict[str, dict[str, Callable]] = {
         "group_norm": group_norm,
     },
 }
+
+
+class Partial(functools.partial):
+    """A `functools.partial` that is equal to another one of the same function with equal arguments."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Partial):
+            return NotImplemented
+        return (self.func, self.args, self.keywords) == (other.func, other.args, other.keywords)
+
+    def __hash__(self) -> int:
+        return hash((self.func, len(self.args), *sorted(self.keywords)))  # arguments need not have a hash
+
+    def __reduce__(self) -> tuple:
+        arguments = [_by_name(value) for value in self.args]
+        keywords = {name: _by_name(value) for name, value in self.keywords.items()}
+        return _rebuild_partial, (_by_name(self.func), arguments, keywords)
+
+
+def _rebuild_partial(function: Any, arguments: list, keywords: dict[str, Any]) -> Partial:
+    keywords = {name: _named(value) for name, value in keywords.items()}
+    return Partial(_named(function), *map(_named, arguments), **keywords)
+
+
+class _Name(NamedTuple):
+    """Where a function is found."""
+
+    module: str
+    name: str
+
+
+def _by_name(value: Any) -> Any:
+    """Returns what pickles: for JAX's compiled functions, such as `nn.relu`, their names; otherwise the value."""
+    name = _Name(getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
+    is_plain = not callable(value) or isinstance(value, (type, types.FunctionType))
+    try:
+        return value if is_plain or _named(name) is not value else name
+    except (ImportError, AttributeError, ValueError):
+        return value
+
+
+def _named(value: Any) -> Any:
+    """Returns the function of a name, or another value as it is."""
+    if not isinstance(value, _Name):
+        return value
+    return operator.attrgetter(value.name)(importlib.import_module(value.module))
 
 
 class ConvNorm(nn.Module):
@@ -116,7 +165,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.scheme.kernel, (fan_in, self.features), self.param_dtype)
         bias = self.param("bias", self.scheme.bias(fan_in), (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return x @ kernel + bias
+        return x @ kernel + bias[None]
 
 
 class Network(nn.Module):
@@ -134,6 +183,21 @@ class Network(nn.Module):
     num_classes: int = 1000
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Gives fields a form in which equal ones are equal, hash alike and can be copied."""
+        for field, value in vars(self).copy().items():
+            if isinstance(value, functools.partial):
+                setattr(self, field, Partial(value))
+            elif field in ("dtype", "param_dtype") and value is not None:
+                setattr(self, field, jnp.dtype(value))
+        super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field: _by_name(value) for field, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({field: _named(value) for field, value in state.items()})
 
     @property
     def minimum_size(self) -> int:
@@ -159,7 +223,7 @@ class Network(nn.Module):
         """Returns the stage maps by name, in order, and the logits."""
         raise NotImplementedError
 
-    def __call__(self, images: Array, *, train: bool) -> Array:
+    def __call__(self, images: Array, train: bool) -> Array:
         """Maps images (B, H, W, C) to logits (B, num_classes): float32, or float64 if computed so.
 
         Raises:
@@ -169,7 +233,7 @@ class Network(nn.Module):
         logits = self.forward(images, train)[1]
         return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
 
-    def features(self, images: Array, *, train: bool) -> OrderedDict[str, Array]:
+    def features(self, images: Array, train: bool) -> OrderedDict[str, Array]:
         """Returns the map (B, H', W', C') after each stage by the stage's name, in order of depth."""
         self._check(images)
         # JAX would sort the keys of a plain dict on its way out of a compiled function.
@@ -235,6 +299,11 @@ def imagenet_stem(conv: Layer, features: int, images: Array) -> Array:
 def dropout(x: Array, rate: float, train: bool) -> Array:
     """Drops values with a probability in training, from the `dropout` RNG."""
     return nn.Dropout(rate, deterministic=not train)(x)
+
+
+def by_channel(values: Array) -> Array:
+    """Maps a value for each channel (C,) to (1, 1, 1, C), to go with (B, H, W, C)."""
+    return values[None, None, None]
 
 
 def flatten(x: Array) -> Array:

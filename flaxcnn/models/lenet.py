@@ -119,7 +119,7 @@ class Subsampling(nn.Module):
         coefficient = self.param("coefficient", init, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", init, (x.shape[-1],), self.param_dtype)
         x, coefficient, bias = nn.dtypes.promote_dtype(x, coefficient, bias, dtype=self.dtype)
-        return 4 * average_pool(x, 2, 2) * coefficient + bias
+        return 4 * average_pool(x, 2, 2) * layers.by_channel(coefficient) + layers.by_channel(bias)
 
 
 class PartialConvolution(nn.Module):
@@ -141,7 +141,7 @@ class PartialConvolution(nn.Module):
         fan_in = 25 * np.bincount(outputs)
 
         def kernel_init(key, shape, dtype):
-            return uniform_by_fan_in(1).kernel(key, shape, dtype) / fan_in[outputs].astype(dtype)
+            return uniform_by_fan_in(1).kernel(key, shape, dtype) / fan_in[None, None, outputs].astype(dtype)
 
         def bias_init(key, shape, dtype):
             return uniform_by_fan_in(1).kernel(key, shape, dtype) / fan_in.astype(dtype)
@@ -154,7 +154,7 @@ class PartialConvolution(nn.Module):
         convolved = jax.lax.conv_general_dilated(
             x, dense, window_strides=(1, 1), padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return convolved + bias
+        return convolved + layers.by_channel(bias)
 
 
 class LeNet5Paper(layers.Network):
@@ -193,7 +193,7 @@ class LeNet5Paper(layers.Network):
             return maps, f6
         f6 = f6.astype(jnp.promote_types(f6.dtype, jnp.float32))
         codes = jnp.asarray(class_codes(self.num_classes), f6.dtype)
-        return maps, -jnp.square(f6[:, None, :] - codes).sum(axis=-1)
+        return maps, -jnp.square(f6[:, None, :] - codes[None]).sum(axis=-1)
 
 
 _PAPER = "LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998"

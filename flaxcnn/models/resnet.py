@@ -9,6 +9,7 @@ What differs from the papers: the bottleneck strides in its 3x3 convolution and 
 "v1.5"), and the classifier starts from torch's distribution.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal
@@ -58,7 +59,8 @@ class ResNet(layers.Network):
     use_bias: bool = False
     zero_init_residual: bool = False
     pool_window: int = 0
-    norm: layers.Norm | None = layers.BatchNorm
+    # No attribute of the class: `nnx.bridge.ToNNX` would take it for a method in the place of the layer `norm`.
+    norm: layers.Norm | None = dataclasses.field(default_factory=lambda: layers.BatchNorm)
     bn_axis_name: str | None = None
     dropout_rate: float = 0.0
     remat: bool = False

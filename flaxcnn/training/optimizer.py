@@ -95,8 +95,9 @@ def _is_of_kind(kinds: set[str], params: Any) -> Any:
     flat = traverse_util.flatten_dict(params)
 
     def kind(path: tuple[str, ...]) -> str:
-        # Kernels have two dimensions or more; biases and the scales and offsets of norms have one.
-        if flat[path].ndim > 1:
+        # Kernels have two dimensions or more; biases and the scales and offsets of norms have one. What another
+        # transformation hides from the optimizer (`transfer.freeze`) has none.
+        if getattr(flat[path], "ndim", 0) > 1:
             return "weight"
         return "norm" if (*path[:-1], "scale") in flat else "bias"
 

@@ -169,7 +169,8 @@ class Strategy:
                 mesh=self._mesh,
                 in_specs=tuple(PartitionSpec(AXIS) if n in split else PartitionSpec() for n in range(count)),
                 out_specs=PartitionSpec(),
-                # With it JAX would sum the gradients of what is replicated a second time.
+                # With the check the gradients of a synchronised BatchNorm are added in another order: a run would
+                # not go on to the last bit, and would differ from one under `pmap`.
                 check_vma=False,
             )
             program = jax.jit(shares, donate_argnums=donate)

@@ -15,6 +15,8 @@ from flax import traverse_util
 Array = jax.Array
 # The momentum of each BatchNorm, by the path of the module.
 Momenta = dict[tuple[str, ...], float]
+# Of the devices: the name of an axis of `jax.shard_map`, `jax.pmap` or `jax.vmap`, or of several.
+AxisName = str | tuple[str, ...]
 
 
 def apply_to_share(
@@ -56,12 +58,25 @@ def apply_to_share(
     return logits, updated, momenta
 
 
+def as_own(tree: Any, axis_name: AxisName | None) -> Any:
+    """Marks what is alike on all devices as each device's own, where `jax.shard_map` keeps account of that."""
+    if axis_name is None:
+        return tree
+    axes = _varying(jax.lax.axis_index(axis_name))
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - _varying(leaf)), to="varying"), tree)
+
+
+def _varying(array: Array) -> frozenset[str]:
+    """Returns the axes over which `jax.shard_map` takes an array to vary: none with `check_vma=False`."""
+    return jax.typeof(array).mat.varying
+
+
 def fold_in_each(key: Array, positions: Array) -> Array:
     """Returns a key for each position, (B,)."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
 
 
-def merge_statistics(batch_stats: Any, momenta: Momenta, axis_name: str | None) -> Any:
+def merge_statistics(batch_stats: Any, momenta: Momenta, axis_name: AxisName | None) -> Any:
     """Returns the running statistics of a whole batch from those that its shares arrived at.
 
     With momentum m, a share of mean b and variance v has moved the running ones to m M + (1 - m) b and
@@ -84,5 +99,5 @@ def merge_statistics(batch_stats: Any, momenta: Momenta, axis_name: str | None) 
         center, spread = (*path, "mean"), (*path, "var")
         if spread in shares and momentum < 1:
             # What the running means differ by is (1 - m) times what the means of the batches differ by.
-            merged[spread] += mean((shares[center] - merged[center]) ** 2) / (1 - momentum)
+            merged[spread] += mean((shares[center] - merged[center][None]) ** 2) / (1 - momentum)
     return traverse_util.unflatten_dict(merged)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import serialization
 
 Array = jax.Array
 
@@ -73,6 +74,29 @@ class TrainState:
     def averaged(self) -> "TrainState":
         """Returns the state with the averaged parameters and statistics in the place of the live ones."""
         return self.replace(**self.ema)
+
+
+def _to_state_dict(state: TrainState) -> dict[str, Any]:
+    def data(leaf):
+        return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+    return serialization.to_state_dict(vars(jax.tree.map(data, state)))
+
+
+def _from_state_dict(target: TrainState, state_dict: dict[str, Any]) -> TrainState:
+    def key(old, new):
+        return jax.random.wrap_key_data(new, impl=old.dtype) if _is_key(old) else new
+
+    restored = serialization.from_state_dict(vars(target), state_dict)
+    return jax.tree.map(key, target, TrainState(**restored))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+# `flax.serialization` holds arrays of numbers alone, so keys go through it as their numbers.
+serialization.register_serialization_state(TrainState, _to_state_dict, _from_state_dict, override=True)
 
 
 @flax.struct.dataclass

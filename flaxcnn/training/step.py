@@ -1,6 +1,7 @@
 """One step of training and one of evaluation, each written once, for one device's share of a batch."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from flaxcnn.errors import UserError, first_line
 from flaxcnn.inference.prediction import Views, average_views
-from flaxcnn.training.shares import apply_to_share, merge_statistics
+from flaxcnn.training.shares import AxisName, apply_to_share, as_own, merge_statistics
 from flaxcnn.training.state import TrainState
 
 Array = jax.Array
@@ -51,7 +54,9 @@ def make_train_step(
 
     Args:
       model: network, called with `train=True`.
-      optimizer: of optax.
+      optimizer: of optax. One that asks for more than gradients gets, of the whole batch, `value` (the mean loss)
+        and `grad`; `value_fn(params)` and `grad_fn(params, number)`, which compute them at other parameters; and a
+        `key` of the step.
       preprocess: `preprocess(images, key=key, visits=visits)` from uint8 (B, H, W, C) to the network's input,
         augmented as the visits (B, 2) say, by the key of the run.
       mix: `mix(key, images, targets, mask)`, which returns images and targets mixed over the batch, and the mask of
@@ -63,19 +68,26 @@ def make_train_step(
         and its running statistics move once, by those of the whole batch, as between devices.
       ema_decay: share of the averages kept a step, which starts at 0.1 and rises: min(decay, (1 + t) / (10 + t)) at
         step t from 0, as in TensorFlow's ExponentialMovingAverage. It matters only if the state keeps averages.
+
+    Raises:
+      UserError: while the step is traced: the optimizer asks for something else, such as gradients by example.
     """
 
-    def train_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, axis_name: AxisName | None = None
+    ) -> tuple[TrainState, Metrics]:
         _check_batch(batch)
         size = len(batch["label"])
         if size % micro_batches:
             raise ValueError(f"a share of {size} examples cannot be cut into {micro_batches} micro-batches")
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
-        positions = first + jnp.arange(size, dtype=jnp.int32)
+        # The zeros bring along how the batch is sharded.
+        positions = first + jnp.arange(size, dtype=jnp.int32) + jnp.zeros_like(batch["label"])
         total = size if axis_name is None else size * jax.lax.psum(1, axis_name)
         visits = jnp.stack([jnp.full_like(positions, state.step), positions], axis=1)
         augment_key, rng = jax.random.split(state.rng)
-        dropout_key, mix_key = jax.random.split(jax.random.fold_in(rng, state.step))
+        step_key = jax.random.fold_in(rng, state.step)
+        dropout_key, mix_key = jax.random.split(step_key)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         momenta = {}
 
@@ -99,26 +111,61 @@ def make_train_step(
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
             return mean * scale, (_metrics(logits, losses, labels, mask), updated.get("batch_stats", {}))
 
-        def gradients_of(share):
-            gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, share)
-            return (gradients, metrics), batch_stats
+        def differentiate(params):
+            """Returns sums over the batch: loss, gradient, the factor that makes them those of the mean, metrics.
 
-        (gradients, metrics), batch_stats = _over_micro_batches(
-            gradients_of, {"visit": visits, **batch, "position": positions}, micro_batches
-        )
-        gradients, metrics = _sum_over(axis_name, (gradients, metrics))
-        # Of a batch without a real example nothing is learned, which is no fault of the gradients.
-        correction = total / (jnp.maximum(metrics["count"], 1) * scale)
+            Last come the running statistics that each part arrived at.
+            """
+            # Under `jax.shard_map` JAX itself sums the gradient with respect to what is replicated. Each device's
+            # own is summed here, once, as under `pmap`.
+            own = as_own(params, axis_name)
+
+            def of_part(part):
+                (value, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(own, part)
+                return (value, gradients, metrics), batch_stats
+
+            (value, gradients, metrics), batch_stats = _over_micro_batches(
+                of_part, {"visit": visits, **batch, "position": positions}, micro_batches
+            )
+            gradients, metrics = _sum_over(axis_name, (gradients, metrics))
+            # Of a batch without a real example nothing is learned, which is no fault of the gradients.
+            correction = total / (jnp.maximum(metrics["count"], 1) * scale)
+            return _sum_over(axis_name, value), gradients, correction, metrics, batch_stats
+
+        value, gradients, correction, metrics, batch_stats = differentiate(state.params)
 
         def corrected() -> Any:
-            return jax.tree.map(lambda leaf: leaf * correction.astype(leaf.dtype), gradients)
+            return _scaled(gradients, correction)
+
+        def extra_arguments() -> dict[str, Any]:
+            """Returns what optimizers may ask for beyond the gradients and the parameters."""
+
+            def value_and_gradient(params):
+                value, gradients, correction, *_ = differentiate(params)
+                return value * correction, _scaled(gradients, correction)
+
+            # With a derivative of its own: without `check_vma` JAX's would be that of one device's part.
+            mean_loss = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
+            mean_loss.defvjp(value_and_gradient, lambda gradient, by: (_scaled(gradient, jnp.asarray(by)),))
+
+            def value_fn(params, key=None, grad_fn=None):  # line searches want all that is left over to go in here
+                del key, grad_fn
+                return mean_loss(params)
+
+            return {
+                "value": value * correction,
+                "grad": corrected(),
+                "value_fn": value_fn,
+                "grad_fn": lambda params, _: value_and_gradient(params)[1],
+                "key": jax.random.fold_in(step_key, 2),  # the third child of the key, of which `split` made two
+            }
 
         batch_stats = merge_statistics(batch_stats, momenta, axis_name)
         finite = _all_finite((corrected(), batch_stats, metrics["loss"]))
         old = {name: getattr(state, name) for name in ("params", "batch_stats", "opt_state", "ema")}
 
         def advanced() -> dict[str, Any]:
-            updates, opt_state = optimizer.update(corrected(), state.opt_state, state.params)
+            updates, opt_state = _update(optimizer, corrected(), state, extra_arguments())
             params = optax.apply_updates(state.params, updates)
             ema = None
             if state.ema is not None:
@@ -129,7 +176,7 @@ def make_train_step(
                 )
             new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
             # Statistics of float64 maps are in float64, and kept in the precision that they began in.
-            return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
+            return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), new, old)
 
         kept = _where(finite, advanced, lambda: old)
         loss_scale = None if state.loss_scale is None else state.loss_scale.adjust(finite)
@@ -138,6 +185,27 @@ def make_train_step(
         return state.replace(step=state.step + 1, loss_scale=loss_scale, **kept), metrics
 
     return train_step
+
+
+def _scaled(tree: Any, factor: Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
+
+
+def _update(
+    optimizer: optax.GradientTransformation, gradients: Any, state: TrainState, extra: dict[str, Any]
+) -> tuple[Any, optax.OptState]:
+    """Calls an optimizer with those of the extra arguments that it takes."""
+    update = optax.with_extra_args_support(optimizer).update
+    parameters = inspect.signature(update).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    extra = {name: value for name, value in extra.items() if takes_all or name in parameters}
+    try:
+        return update(gradients, state.opt_state, state.params, **extra)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the optimizer does not go with this step, which gives it {', '.join(extra) or 'gradients'}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _all_finite(tree: Any) -> Array:
@@ -171,7 +239,7 @@ def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
       views: `views(images)` from uint8 (B, H, W, C) to the network's inputs, see `average_views`.
     """
 
-    def eval_step(state: TrainState, batch: Batch, axis_name: str | None = None) -> Metrics:
+    def eval_step(state: TrainState, batch: Batch, axis_name: AxisName | None = None) -> Metrics:
         _check_batch(batch)
         logits = average_views(model, state.variables, views(batch["image"]))
         losses = cross_entropy(logits, batch["label"])
@@ -182,8 +250,8 @@ def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
         metrics["correct_top5"] = ((above.sum(axis=-1) < 5) * counted).sum(dtype=jnp.int32)
         classes = logits.shape[-1]
         if classes <= CONFUSION_CLASSES:
-            cell = batch["label"], logits.argmax(axis=-1)
-            metrics["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[cell].add(counted)
+            label, prediction, number = map(_whole, (batch["label"], logits.argmax(axis=-1), counted))
+            metrics["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[label, prediction].add(number)
         return _sum_over(axis_name, metrics)
 
     return eval_step
@@ -206,6 +274,12 @@ def _check_batch(batch: Batch) -> None:
     chex.assert_type([batch["image"], batch["label"]], [jnp.uint8, jnp.int32])
 
 
+def _whole(x: Array) -> Array:
+    """Puts an array whole on every device if it is split by explicit sharding."""
+    placed = jax.typeof(x).sharding
+    return jax.reshard(x, NamedSharding(placed.mesh, PartitionSpec())) if any(placed.spec) else x
+
+
 def _metrics(logits: Array, losses: Array, labels: Array, mask: Array) -> Metrics:
     counted = mask.astype(jnp.int32)
     return {
@@ -223,9 +297,15 @@ def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Bat
     if count == 1:  # no zeros to add to: each is a pass over all gradients
         terms, others = function(batch)
         return terms, jax.tree.map(lambda leaf: leaf[None], others)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), batch)
+
+    def cut(leaf):
+        placed = jax.typeof(leaf).sharding  # names axes under explicit sharding alone
+        sharding = NamedSharding(placed.mesh, PartitionSpec(None, *placed.spec)) if any(placed.spec) else None
+        return jnp.reshape(leaf, (count, leaf.shape[0] // count, *leaf.shape[1:]), out_sharding=sharding)
+
+    parts = jax.tree.map(cut, batch)
     shapes, _ = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts))
-    nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    nothing = jax.tree.map(jnp.zeros_like, shapes)
 
     def add(sums, part):
         terms, others = function(part)
@@ -234,5 +314,5 @@ def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Bat
     return jax.lax.scan(add, nothing, parts)
 
 
-def _sum_over(axis_name: str | None, tree: Any) -> Any:
+def _sum_over(axis_name: AxisName | None, tree: Any) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)

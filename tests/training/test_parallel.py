@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flaxcnn import UserError, create_model
 from flaxcnn.training.parallel import AXIS, Strategy
-from flaxcnn.training.step import cross_entropy, make_train_step
+from flaxcnn.training.state import LossScale
+from flaxcnn.training.step import cross_entropy, make_eval_step, make_train_step
 from tests.variables import random_state
 
 BATCH, CLASSES = 16, 5
@@ -187,3 +188,77 @@ def test_jit_with_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="there are 2 processes; write 'shard_map'"):
         Strategy("jit")
+
+
+def placed(kind, function, state, batch):
+    """Runs `function(state, batch, axis_name)` on eight devices in one of the ways that JAX has."""
+    names = ("a", "b") if kind.startswith("two axes") else ("d",)
+    axis_name = names if len(names) > 1 else names[0]
+    on_share = functools.partial(function, axis_name=axis_name)
+    shares = {name: rows.reshape(8, -1, *rows.shape[1:]) for name, rows in batch.items()}
+    if kind == "pmap":
+        return jax.pmap(on_share, axis_name="d", in_axes=(None, 0), out_axes=None)(state, shares)
+    if kind == "vmap":
+        results = jax.jit(jax.vmap(on_share, axis_name="d", in_axes=(None, 0)))(state, shares)
+        return jax.tree.map(lambda leaf: leaf[0], results)
+    explicit = "explicit" in kind
+    types = (jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto,) * len(names)
+    mesh = jax.make_mesh((4, 2) if len(names) > 1 else (8,), names, axis_types=types)
+    if explicit:
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("d")))
+        return jax.jit(functools.partial(function, axis_name=None))(state, batch)
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec(names)), "out_specs": PartitionSpec()}
+    return jax.jit(jax.shard_map(on_share, mesh=mesh, check_vma="unchecked" not in kind, **specs))(state, batch)
+
+
+PLACES = ("shard_map", "unchecked shard_map", "two axes", "two axes, unchecked", "pmap", "vmap", "explicit")
+
+
+def by_default(*few):
+    return [kind if kind in few else pytest.param(kind, marks=pytest.mark.slow) for kind in PLACES]
+
+
+@pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", by_default("shard_map", "two axes, unchecked", "vmap", "explicit"))
+def test_a_step_anywhere_is_that_on_one_device(x64, kind, micro_batches):
+    """With all that a state may hold, dropout and masked examples; then an evaluation."""
+    model, size = network("wrn_28_10")
+    optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.05, 0.9), optax.polyak_sgd(0.5))
+    step = make_train_step(model, optimizer, noisy, micro_batches=micro_batches, ema_decay=0.9)
+    evaluate = make_eval_step(model, lambda images: [images / 255.0])
+    state = random_state(model, optimizer, (size, size, 3))
+    state = state.replace(ema=state.variables, loss_scale=LossScale(jnp.float32(4), jnp.int32(0)))
+    (batch,) = batches(size, 1)
+    batch["mask"][:3] = 0
+
+    def both(state, batch, axis_name):
+        after, metrics = step(state, batch, axis_name=axis_name)
+        return (
+            after.replace(rng=jax.random.key_data(after.rng)),
+            metrics,
+            evaluate(state, batch, axis_name=axis_name),
+        )
+
+    expected = jax.jit(functools.partial(both, axis_name=None))(state, batch)
+    for leaf, other in zip(*map(jax.tree.leaves, (placed(kind, both, state, batch), expected)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", by_default("shard_map", "pmap"))
+def test_batch_norm_and_a_line_search_anywhere_are_those_on_one_device(x64, kind):
+    model, size = network("resnet20")
+    optimizer = optax.chain(optax.sgd(0.1), optax.scale_by_backtracking_linesearch(5, store_grad=True))
+    state = random_state(model, optimizer, (size, size, 3))
+    (batch,) = batches(size, 1)
+
+    def step(state, batch, axis_name):
+        return make_train_step(model.clone(bn_axis_name=axis_name), optimizer, noisy)(state, batch, axis_name)
+
+    def numbers(result):
+        state, metrics = result
+        return jax.tree.leaves((state.params, state.batch_stats, state.opt_state, metrics))
+
+    expected = jax.jit(functools.partial(step, axis_name=None))(state, batch)
+    for leaf, other in zip(numbers(placed(kind, step, state, batch)), numbers(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-8, atol=1e-10)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from flaxcnn.config import DataConfig, EvaluationConfig
 from flaxcnn.data.preprocess import evaluation_inputs
+from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
 from flaxcnn.training.state import LossScale
 from flaxcnn.training.step import average_views, cross_entropy, make_eval_step, make_train_step
@@ -385,3 +387,111 @@ def test_a_mixed_batch_is_learned_by_the_shares_of_its_classes():
     np.testing.assert_allclose(float(metrics["loss"]), -(targets * np.log(p)).sum(), rtol=1e-5)
     np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel - 0.5 * x.T @ (p - targets) / 8, rtol=1e-4)
     assert int(metrics["correct"]) == (logits.argmax(-1) == batch["label"]).sum()  # the class of the larger share
+
+
+# What needs nothing but gradients, what needs the loss, and what asks for functions of the parameters.
+OPTIMIZERS = {
+    "adamw": lambda: optax.adamw(0.05),
+    "injected": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
+    "multi_steps": lambda: optax.MultiSteps(optax.sgd(0.5), 2),
+    "with_noise": lambda: optax.chain(optax.add_noise(0.001, 0.9, jax.random.key(0)), optax.sgd(0.5)),
+    "muon": lambda: optax.contrib.muon(0.05),
+    "prodigy": lambda: optax.contrib.prodigy(1.0),
+    "dadapt_adamw": lambda: optax.contrib.dadapt_adamw(1.0),
+    "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(0.05),
+    "mechanize": lambda: optax.contrib.mechanize(optax.sgd(1.0)),
+    "sam": lambda: optax.contrib.sam(optax.sgd(0.5), optax.sgd(0.05), sync_period=2),
+    "sam_in_one_step": lambda: optax.contrib.sam(optax.sgd(0.5), optax.sgd(0.05), opaque_mode=True),
+    "plateau": lambda: optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=3)),
+    "polyak_sgd": lambda: optax.polyak_sgd(0.5),
+    "polyak_inside": lambda: optax.apply_if_finite(optax.polyak_sgd(0.5), 3),
+    "momo": lambda: optax.contrib.momo(0.5),
+    "momo_adam": lambda: optax.contrib.momo_adam(0.05),
+    "lbfgs": lambda: optax.lbfgs(),
+    "backtracking": lambda: optax.chain(
+        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15, store_grad=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_of_every_kind_lower_the_loss(name):
+    model, optimizer, batch = Linear(), OPTIMIZERS[name](), batch_of(8)
+    state = state_of(model, optimizer)
+    step = jax.jit(make_train_step(model, optimizer, as_float))
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, batch)
+        assert int(metrics["skipped"]) == 0
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["sophia", "dpsgd"])
+def test_an_optimizer_that_asks_for_more_is_refused_in_a_line(name):
+    optimizer = {
+        "sophia": lambda: optax.contrib.sophia(0.1),
+        "dpsgd": lambda: optax.contrib.dpsgd(0.1, 1.0, 0.1, 0),
+    }[name]()
+    state = state_of(Linear(), optimizer)
+    with pytest.raises(UserError) as error:
+        make_train_step(Linear(), optimizer, as_float)(state, batch_of(8))
+    assert "\n" not in str(error.value)
+
+
+def asked(**wanted):
+    """An optimizer that notes what it is given, of those names, in its state, and moves by the gradient."""
+
+    def update(updates, state, params=None, **extra):
+        return jax.tree.map(jnp.negative, updates), {name: ask(extra, params) for name, ask in wanted.items()}
+
+    nothing = {name: jnp.zeros(()) for name in wanted}
+    return optax.GradientTransformationExtraArgs(lambda params: nothing, update)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_what_optimizers_are_given_is_of_the_whole_batch(devices, micro_batches):
+    model, batch = Linear(), batch_of(8, mask=[1, 1, 1, 0, 1, 1, 0, 0])
+    optimizer = asked(
+        value=lambda extra, params: extra["value"],
+        norm=lambda extra, params: optax.tree.norm(extra["grad"]),
+        elsewhere=lambda extra, params: extra["value_fn"](jax.tree.map(lambda leaf: 2 * leaf, params)),
+        slope=lambda extra, params: optax.tree.norm(jax.grad(extra["value_fn"])(params)),
+        other_slope=lambda extra, params: optax.tree.norm(extra["grad_fn"](params, 0)),
+    )
+    state = state_of(model, optimizer)
+    step = make_train_step(model, optimizer, as_float, micro_batches=micro_batches)
+    if devices == 1:
+        given = jax.jit(step)(state, batch)[0].opt_state
+    else:
+        shares = {name: leaf.reshape(devices, -1, *leaf.shape[1:]) for name, leaf in batch.items()}
+        on_share = jax.vmap(lambda share: step(state, share, axis_name="d")[0].opt_state, axis_name="d")
+        given = jax.tree.map(lambda leaf: leaf[-1], jax.jit(on_share)(shares))
+
+    def mean_loss(params):
+        losses = cross_entropy(
+            model.apply({"params": params}, as_float(batch["image"]), train=True), batch["label"]
+        )
+        return (losses * batch["mask"]).sum() / 5
+
+    value, gradient = jax.value_and_grad(mean_loss)(state.params)
+    np.testing.assert_allclose(given["value"], value, rtol=1e-5)
+    np.testing.assert_allclose(
+        given["elsewhere"], mean_loss(jax.tree.map(lambda leaf: 2 * leaf, state.params)), rtol=1e-5
+    )
+    for name in ("norm", "slope", "other_slope"):
+        np.testing.assert_allclose(given[name], optax.tree.norm(gradient), rtol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_no_array_gains_axes_silently(micro_batches):
+    model = create_model("lenet5", norm="batch_norm", num_classes=7)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9))
+    state = state_of(model, optimizer, shape=(12, 12, 1))
+    state, batch = state.replace(ema=state.variables), batch_of(8, shape=(12, 12, 1))
+    with jax.numpy_rank_promotion("raise"):
+        step = make_train_step(model, optimizer, as_float, micro_batches=micro_batches, label_smoothing=0.1)
+        after, _ = jax.eval_shape(step, state, batch)
+        jax.eval_shape(make_eval_step(model, one_view), state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from flaxcnn import UserError, create_model
+from flaxcnn.config import OptimizerConfig
 from flaxcnn.training import transfer
+from flaxcnn.training.optimizer import make_optimizer
 from tests.variables import random_variables
 
 SHAPE = (1, 32, 32, 3)
@@ -101,3 +103,22 @@ def test_freezing_and_scaling_compose(params, freeze_first):
     expected = {"stem": 0.0, "head": -2.0}
     for path, mine in jax.tree.leaves_with_path(changed(optimizer, params)):
         np.testing.assert_allclose(mine, expected.get(path[0].key, -0.2), rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["conv*", "*/bias", "norm", "head"])
+def test_freezing_goes_with_the_weight_decay_of_recipes(pattern):
+    params = {
+        "conv1": {"kernel": jnp.ones((1, 1, 2, 2)), "bias": jnp.ones(2)},
+        "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+        "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    }
+    config = OptimizerConfig(learning_rate=1.0, momentum=0.0, weight_decay=0.5, norm_weight_decay=0.25)
+    optimizer = transfer.freeze(make_optimizer(config, optax.constant_schedule(1.0)), pattern)
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    decays = {"kernel": 0.5, "scale": 0.25}
+    frozen = transfer.select(params, pattern)
+    for layer, leaves in params.items():
+        for name in leaves:
+            decay = decays.get(name, 0.25 if layer == "norm" else 0.0)
+            np.testing.assert_allclose(updates[layer][name], 0.0 if frozen[layer][name] else -decay, atol=1e-7)
