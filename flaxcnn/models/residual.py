@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from flaxcnn.models import initializers, layers
@@ -30,7 +31,8 @@ def connect(x: Array, features: int, stride: int, kind: Shortcut, conv: layers.L
         return x
     if kind == "zero_pad":
         padding = ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1]))
-        return jnp.pad(x[:, ::stride, ::stride], padding)
+        # Not by index, of which JAX cannot tell, where the size is open, that it is as long as the convolution's.
+        return jnp.pad(jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1)), padding)
     fields = {"norm": None, "use_bias": True} if kind == "strided" else {}
     return conv(features, 1, stride=stride, activation=None, name="shortcut", **fields)(x)
 

@@ -96,10 +96,13 @@ def equally_varying(*arrays: Array) -> list[Array]:
 
     JAX's own operations do so themselves: then gradients with respect to parameters are summed over the devices.
     """
-    axes = [getattr(jax.typeof(x), "mat", jax.typeof(x)) for x in arrays]
-    axes = [frozenset(getattr(each, "varying", None) or getattr(each, "vma", ())) for each in axes]
-    missing = [tuple(frozenset().union(*axes) - each) for each in axes]
-    return [jax.lax.pcast(x, names, to="varying") if names else x for x, names in zip(arrays, missing, strict=True)]
+    axes = frozenset().union(*map(varying_axes, arrays))
+    return [jax.lax.pcast(x, tuple(axes - varying_axes(x)), to="varying") for x in arrays]
+
+
+def varying_axes(x: Array) -> frozenset[str]:
+    """Returns the axes over which `jax.shard_map` takes an array to vary: none with `check_vma=False`."""
+    return jax.typeof(x).mat.varying
 
 
 def fold_into_rows(operands: Sequence[Array], axes: Sequence[int | None], size: int) -> list[Array]:

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
+from flaxcnn.ops.primitives import varying_axes
+
 Array = jax.Array
 # The momentum of each BatchNorm, by the path of the module.
 Momenta = dict[tuple[str, ...], float]
@@ -62,13 +64,8 @@ def as_own(tree: Any, axis_name: AxisName | None) -> Any:
     """Marks what is alike on all devices as each device's own, where `jax.shard_map` keeps account of that."""
     if axis_name is None:
         return tree
-    axes = _varying(jax.lax.axis_index(axis_name))
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - _varying(leaf)), to="varying"), tree)
-
-
-def _varying(array: Array) -> frozenset[str]:
-    """Returns the axes over which `jax.shard_map` takes an array to vary: none with `check_vma=False`."""
-    return jax.typeof(array).mat.varying
+    axes = varying_axes(jax.lax.axis_index(axis_name))
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes - varying_axes(leaf)), to="varying"), tree)
 
 
 def fold_in_each(key: Array, positions: Array) -> Array:
