@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxcnn.models
+import flaxcnn.ops
 from flaxcnn.models.layers import Network
 
 Array = jax.Array
@@ -91,7 +92,8 @@ def used() -> list[tuple[types.ModuleType, str, Callable]]:
         for module_name, module in sorted(sys.modules.items())
         if module_name.startswith(f"{flaxcnn.models.__name__}.")
         for name, value in vars(module).items()
-        if isinstance(value, types.FunctionType) and value.__module__.startswith("flaxcnn.ops.")
+        if isinstance(value, types.FunctionType) and vars(flaxcnn.ops).get(value.__name__) is value
+        if value is not flaxcnn.ops.stock_operations
     ]
 
 

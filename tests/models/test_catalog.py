@@ -153,7 +153,7 @@ def test_statistics_of_alexnet_bn():
 def test_layers_add_up_and_scale_with_the_batch():
     one, four = (measure(create_model("alexnet"), (224, 224, 3), batch=batch) for batch in (1, 4))
     first = four.layers[0]
-    assert (first.path, first.output_shape, first.kernel_shape) == ("conv1/conv", (4, 55, 55, 64), (11, 11, 3, 64))
+    assert (first.path, first.output_shape, first.window) == ("conv1/conv", (4, 55, 55, 64), (11, 11))
     assert first.parameters == 11 * 11 * 3 * 64 + 64
     assert first.macs == 4 * 55 * 55 * 64 * 11 * 11 * 3
     assert first.output_bytes == 4 * 4 * 55 * 55 * 64
