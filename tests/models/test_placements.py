@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -27,9 +28,8 @@ NETS = {
     "densenet121": (33, 3, {"depths": (1, 1)}),
     "anynet": (33, 3, {"stages": ((1, 16, 8), (1, 32, 8))}),
 }
-DEFAULT = {"lenet5", "resnet18"}
 every_family = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow) for name in NETS]
+    "name", [pytest.param(name, marks=() if name == "lenet5" else pytest.mark.slow) for name in NETS]
 )
 
 
@@ -134,8 +134,21 @@ PLACEMENTS = {
 }
 
 
-@every_family
-@pytest.mark.parametrize("placement", PLACEMENTS)
+# By default of one network, and the two that people use most of another one, too.
+DEFAULT = {
+    *(("lenet5", placement) for placement in PLACEMENTS),
+    ("resnet18", "explicit sharding"),
+    ("resnet18", "shard_map"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"),
+    [
+        pytest.param(*pair, marks=() if pair in DEFAULT else pytest.mark.slow)
+        for pair in itertools.product(NETS, PLACEMENTS)
+    ],
+)
 def test_every_placement_gives_the_numbers_of_one_device(name, placement, x64):
     model, variables, images, expected = arguments(name)
     found = PLACEMENTS[placement](functools.partial(results, model), variables, images)
