@@ -88,13 +88,15 @@ def print_summary(
         f"input {_shape((batch, *shape))}, computed in {jnp.dtype(model.dtype).name}\n"
     )
     console.print(table)
+    in_training = cost.parameters - sum(layer.parameters for layer in cost.layers)
+    heads = f"; {in_training:,} of them in heads that run in training alone" if in_training else ""
     console.print(
-        f"\nparameters          {cost.parameters:,} in {cost.tensors} arrays ({_bytes(4 * cost.parameters)})\n"
+        f"\nparameters          {cost.parameters:,} in {cost.tensors} arrays ({_bytes(4 * cost.parameters)}){heads}\n"
         f"running statistics  {cost.statistics:,}\n"
         f"MACs                {cost.macs:,} ({giga(cost.macs / batch)} G an image)\n"
         f"activations         {cost.activations:,} out of convolutions ({cost.activations / batch / 1e6:.2f} M an "
         f"image)\n"
-        f"output memory       {_bytes(cost.output_bytes)} of all layers above"
+        f"output memory       {_bytes(cost.output_bytes)}, the sum over the layers above"
     )
 
 
