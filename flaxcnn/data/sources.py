@@ -279,7 +279,7 @@ class FolderSource:
         return cls(
             name=name,
             split=split,
-            class_names=tuple(map(printable, contents.classes)),
+            class_names=_distinct(map(printable, contents.classes)),
             path=str(path),
             files=np.array([os.fsencode(file) for _, file in chosen], bytes),
             labels=np.array([labels[kind] for kind, _ in chosen], np.int32),
@@ -341,6 +341,19 @@ def _content(path: bytes) -> bytes | BadPicture:
                 f"cannot read {os.fsdecode(path)}: {error.strerror}; it may be there again later"
             ) from None
         return BadPicture(f"cannot be read: {error.strerror}")
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns names of which no two are equal, as those of two folders may be when they are made fit to print."""
+    found: dict[str, None] = {}
+    for name in names:
+        number = 2
+        unused = name
+        while unused in found:
+            unused = f"{name} ({number})"
+            number += 1
+        found[unused] = None
+    return tuple(found)
 
 
 def _look_through(name: str) -> tuple[Path, folders.Contents]:

@@ -91,7 +91,8 @@ def print_summary(
     in_training = cost.parameters - sum(layer.parameters for layer in cost.layers)
     heads = f"; {in_training:,} of them in heads that run in training alone" if in_training else ""
     console.print(
-        f"\nparameters          {cost.parameters:,} in {cost.tensors} arrays ({_bytes(4 * cost.parameters)}){heads}\n"
+        f"\nparameters          {cost.parameters:,} in {cost.tensors} arrays "
+        f"({_bytes(4 * cost.parameters)}){heads}\n"
         f"running statistics  {cost.statistics:,}\n"
         f"MACs                {cost.macs:,} ({giga(cost.macs / batch)} G an image)\n"
         f"activations         {cost.activations:,} out of convolutions ({cost.activations / batch / 1e6:.2f} M an "

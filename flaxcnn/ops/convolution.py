@@ -9,7 +9,7 @@ from jax.interpreters import batching
 
 from flaxcnn.ops import cpu_convolution
 from flaxcnn.ops.geometry import Geometry, is_wide, stock, transposed, unstrided
-from flaxcnn.ops.primitives import Multilinear, fold_into_rows, mapped_size
+from flaxcnn.ops.primitives import Multilinear, fold_into_rows, is_split, mapped_by_stock, mapped_size
 
 Array = jax.Array
 INPUT, KERNEL, OUTPUT = "input", "kernel", "output"
@@ -112,9 +112,11 @@ def _mapped(
     **params: Any,
 ) -> tuple[Array, int]:
     """Maps a convolution over an axis: that of more images for one kernel, else that of more groups of channels."""
+    fields = {"result": result, "geometry": geometry, **params}
+    if is_split(operands, axes):
+        return mapped_by_stock(_convolution.by_stock, operands, axes, shape=shape, **fields)
     size = mapped_size(operands, axes)
     given = [name for name in (INPUT, KERNEL, OUTPUT) if name != result]
-    fields = {"result": result, "geometry": geometry, **params}
     if result != KERNEL and axes[given.index(KERNEL)] is None:
         operands = [
             x if axis is None else fold_into_rows([x], [axis], size)[0]

@@ -178,7 +178,7 @@ _selection = Multilinear(
     cpu=_selected,
 )
 _maximum = primitive("flaxcnn_max_pool", result_type=_stock_maximum, default=_stock_maximum, cpu=_maximum_on_cpu)
-map_over_rows(_maximum)
+map_over_rows(_maximum, _stock_maximum)
 
 
 def _maximum_and_tangent(operands: tuple[Array], tangents: tuple[Array], **params: Any) -> tuple[Array, Array]:
@@ -303,6 +303,8 @@ def global_average_pool(x: Array, *, keepdims: bool = False) -> Array:
       (B, C) or (B, 1, 1, C).
     """
 
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = x.astype(jnp.result_type(float))
     result = _mean(x)
     return result[:, None, None] if keepdims else result
 

@@ -117,10 +117,17 @@ def fold_into_rows(operands: Sequence[Array], axes: Sequence[int | None], size: 
     return folded
 
 
-def map_over_rows(new: Primitive) -> None:
-    """Defines `vmap` of a primitive whose operands and result have the images as their first axis."""
+def map_over_rows(new: Primitive, stock: Callable[..., Array]) -> None:
+    """Defines `vmap` of a primitive whose operands and result have the images as their first axis.
+
+    Args:
+      new: the primitive.
+      stock: the same from JAX's operations, `stock(*operands, **params)`.
+    """
 
     def rule(operands: Sequence[Array], axes: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+        if is_split(operands, axes):
+            return mapped_by_stock(stock, operands, axes, **params)
         size, rows = mapped_size(operands, axes), operands[0].shape[axes[0] == 0]
         if shape := params.get("shape"):
             params["shape"] = (shape[0] * size, *shape[1:])
@@ -128,6 +135,19 @@ def map_over_rows(new: Primitive) -> None:
         return result.reshape(rows, size, *result.shape[1:]), 1
 
     batching.primitive_batchers[new] = rule
+
+
+def is_split(operands: Sequence[Array], axes: Sequence[int | None]) -> bool:
+    """Returns whether a mapped axis is split over devices by explicit sharding; then it cannot be folded."""
+    placed = ((jax.typeof(x).sharding, axis) for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    return any(_explicit(sharding) and sharding.spec[axis] for sharding, axis in placed)
+
+
+def mapped_by_stock(
+    stock: Callable[..., Array], operands: Sequence[Array], axes: Sequence[int | None], **params: Any
+) -> tuple[Array, int]:
+    """Returns `vmap` of the same operation from JAX's operations, with its rules of placement."""
+    return jax.vmap(functools.partial(stock, **params), tuple(axes))(*operands), 0
 
 
 def mapped_size(operands: Sequence[Array], axes: Sequence[int | None]) -> int:
@@ -178,7 +198,7 @@ class Multilinear:
         rules = [None if i < residuals else functools.partial(self._tangent, i) for i in range(count)]
         ad.defjvp(self.primitive, *rules)
         ad.primitive_transposes[self.primitive] = self._transposed
-        map_over_rows(self.primitive)
+        map_over_rows(self.primitive, self.by_stock)
 
     def __call__(self, *operands: Array, **params: Any) -> Array:
         """Applies the operation."""
@@ -188,6 +208,23 @@ class Multilinear:
         result = type_of(self._stock, *map(jax.typeof, operands), **params)
         placed = {"shape": result.shape, "sharding": _explicit(result.sharding)}
         return self.primitive.bind(*operands, result=self._arguments[-1], **placed, **params)
+
+    def by_stock(
+        self, *operands: Array, result: str, shape: tuple[int, ...], sharding: NamedSharding | None, **params: Any
+    ) -> Array:
+        """Returns what the primitive does, from JAX's operations; parameters as in its `bind`."""
+        *arguments, output = self._arguments
+        if result == output:
+            return self._stock(*operands, **params)
+        residuals, given = operands[: self._residuals], iter(operands[self._residuals :])
+        known = {name: next(given) for name in self._arguments if name != result}
+
+        def forward(sought: Array) -> Array:
+            known[result] = sought
+            return self._stock(*residuals, *(known[name] for name in arguments), **params)
+
+        like = jax.ShapeDtypeStruct(shape, known[output].dtype, sharding=sharding)
+        return jax.linear_transpose(forward, like)(known[output])[0]
 
     def _tangent(self, index: int, tangent: Array, *operands: Array, **params: Any) -> Array:
         operands = [tangent if i == index else x for i, x in enumerate(operands)]

@@ -92,7 +92,7 @@ def _from_state_dict(target: TrainState, state_dict: dict[str, Any]) -> TrainSta
 
 
 def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 # `flax.serialization` holds arrays of numbers alone, so keys go through it as their numbers.

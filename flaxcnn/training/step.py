@@ -195,12 +195,11 @@ def _update(
     optimizer: optax.GradientTransformation, gradients: Any, state: TrainState, extra: dict[str, Any]
 ) -> tuple[Any, optax.OptState]:
     """Calls an optimizer with those of the extra arguments that it takes."""
-    update = optax.with_extra_args_support(optimizer).update
-    parameters = inspect.signature(update).parameters
+    parameters = inspect.signature(optimizer.update).parameters
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     extra = {name: value for name, value in extra.items() if takes_all or name in parameters}
     try:
-        return update(gradients, state.opt_state, state.params, **extra)
+        return optimizer.update(gradients, state.opt_state, state.params, **extra)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the optimizer does not go with this step, which gives it {', '.join(extra) or 'gradients'}: "

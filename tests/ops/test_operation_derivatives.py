@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from flaxcnn import ops
@@ -148,6 +150,29 @@ def test_nothing_gives_nothing(name, way):
         expected = jax.jit(way(run))(*arguments)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, "data")], ids=str)
+@every_operation
+def test_results_of_a_mapped_call_lie_where_its_arguments_do(name, spec):
+    function, shapes = OPERATIONS[name]
+    mesh = jax.make_mesh((4,), ("data",))
+    x, *kernels = (values(4, *shape, dtype=np.float32) for shape in [(4, *shapes[0][1:]), *shapes[1:]])
+    kernels = [kernel[0] for kernel in kernels]
+
+    def run(x):
+        def one(x):
+            return function(x, *kernels)
+
+        return jax.vmap(one)(x), jax.grad(lambda x: jnp.sin(jax.vmap(one)(x)).sum())(x)
+
+    expected = jax.jit(run)(x)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, NamedSharding(mesh, spec))
+        found = jax.jit(run)(x)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+            assert P(*jax.typeof(one).sharding.spec[: len(spec)]) == spec
 
 
 def test_the_switch_leaves_nothing_but_operations_of_jax():

@@ -403,6 +403,9 @@ OPTIMIZERS = {
     "sam": lambda: optax.contrib.sam(optax.sgd(0.5), optax.sgd(0.05), sync_period=2),
     "sam_in_one_step": lambda: optax.contrib.sam(optax.sgd(0.5), optax.sgd(0.05), opaque_mode=True),
     "plateau": lambda: optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=3)),
+    "plateau_of_steps": lambda: optax.MultiSteps(
+        optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=3)), 2
+    ),
     "polyak_sgd": lambda: optax.polyak_sgd(0.5),
     "polyak_inside": lambda: optax.apply_if_finite(optax.polyak_sgd(0.5), 3),
     "momo": lambda: optax.contrib.momo(0.5),
