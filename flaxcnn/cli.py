@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flaxcnn.errors import UserError, escape_unencodable_output, nearest, printable
+from flaxcnn.errors import UserError, escape_unencodable_output, nearest, printable, quiet_on_closed_pipe
 from flaxcnn.paths import local_path
 
 # Images that cannot be read are named up to this number, and counted beyond.
@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, or 2 after a mistake of the user's."""
     escape_unencodable_output()
     try:
-        arguments = _parser().parse_args(argv)
-        arguments.run(arguments)
+        with quiet_on_closed_pipe():
+            arguments = _parser().parse_args(argv)
+            arguments.run(arguments)
     except (UserError, OSError) as error:  # OSError: a folder that may not be entered, a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
