@@ -102,7 +102,10 @@ def test_a_network_ends_in_what_it_returns_and_remat_changes_nothing():
         (["vgg11", "--set", "=1"], "'=1' is not FIELD=VALUE"),
         (["vgg11", "--set", "name=x"], "'name=x' is not FIELD=VALUE"),
         (["resnet18", "--set", "depths=1,1"], "takes a depth and a width a stage"),
-        (["resnet18", "--set", "depths=1,x"], "depths of resnet18 takes whole numbers, got '1,x'"),
+        (
+            ["resnet18", "--set", "depths=1,x"],
+            "depths of resnet18 takes lists of whole numbers (such as depths=1,1,1), got '1,x'",
+        ),
         (["resnet18", "--set", "dtype=int8"], "'int8' is not a floating dtype"),
         (["densenet121", "--set", "compression=1e999"], "compression of densenet121 takes a number, got inf"),
         (["alexnet", "--set", "relu_after=true,maybe"], "relu_after of alexnet takes values of true or false"),
