@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, allow_abbrev=False, **keywords)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Leaves nothing for another parser: what a verb does not know is its own mistake, not that of all verbs."""
+        """Refuses what this parser does not know, so that a verb says it, and not the parser of all verbs."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             option = next((each.partition("=")[0] for each in unknown if each.startswith("-")), "")

@@ -211,7 +211,7 @@ _NUMBERS = {
     float: "a number",
     bool: "true or false",
     tuple[int, ...]: "lists of whole numbers (such as {field}=1,1,1)",
-    tuple[bool, ...]: "lists of true and false",
+    tuple[bool, ...]: "values of true or false",
 }
 
 

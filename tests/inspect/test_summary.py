@@ -113,8 +113,8 @@ def test_a_network_ends_in_what_it_returns_and_remat_changes_nothing():
         (["vgg11", "--num-classes=-1"], "'-1' is not a whole number"),
         (["vgg11", "--set", "num_classes=2.5"], "num_classes of vgg11 takes a whole number, got 2.5"),
         (["vgg11", "--image-size=40x20"], "at least 32x32 pixels, got 40x20"),
-        (["vgg11", "--image-size=40x"], "'' is not a whole number"),
-        (["vgg11", "--image-size=1x2x3"], "'2x3' is not a whole number"),
+        (["vgg11", "--image-size=40x"], "'40x' is not a size"),
+        (["vgg11", "--image-size=1x2x3"], "'1x2x3' is not a size"),
         (["vgg11", "--channels=0"], "'0' is not a whole number"),
     ],
 )
