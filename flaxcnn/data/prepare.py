@@ -45,8 +45,10 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
                 f"data set {name} is prepared as {found[1].lower()}, which only TensorFlow reads; prepare it into "
                 f"another folder with --data-dir, and name that in data.data_dir"
             ) from None
+        if hint := folder_hint(name):
+            raise UserError(f"unknown data set {name!r}{hint}") from None
         reason = re.sub(r'^Failed to construct dataset .*?}": |\. Here are .*$', "", first_line(error, 300))
-        raise UserError(f"cannot open data set {name!r}: {reason}{folder_hint(name)}") from None
+        raise UserError(f"cannot open data set {name!r}: {reason}") from None
 
 
 def _hint(name: str, data_dir: str | None) -> str:

@@ -79,5 +79,7 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
 
 
 def _set_title(figure: Figure, title: str) -> None:
-    """Writes a title above a figure, in as many lines as it takes at about 8 letters an inch."""
-    figure.suptitle(textwrap.fill(printable(title), int(8 * figure.get_figwidth())))
+    """Writes a title above a figure, at about 8 letters an inch, and makes room for all lines but the first."""
+    lines = textwrap.wrap(printable(title), int(8 * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (len(lines) - 1))
