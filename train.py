@@ -16,14 +16,15 @@ def main(argv: list[str]) -> int:
     """Runs what the command line asks for; returns the exit code."""
     # Here, because imported above they would be imported twice.
     from flaxcnn import UserError, flags
-    from flaxcnn.errors import escape_unencodable_output
+    from flaxcnn.errors import escape_unencodable_output, quiet_on_closed_pipe
     from flaxcnn.training import distributed, loop
 
     escape_unencodable_output()
     try:
-        command = flags.parse(argv, DEFAULT)
-        distributed.initialize(command.coordinator, command.num_processes, command.process_id)
-        loop.fit(command.config, command.workdir)
+        with quiet_on_closed_pipe():
+            command = flags.parse(argv, DEFAULT)
+            distributed.initialize(command.coordinator, command.num_processes, command.process_id)
+            loop.fit(command.config, command.workdir)
     except (UserError, OSError) as error:  # OSError: a folder that may not be entered, a full disk
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(2)

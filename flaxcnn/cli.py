@@ -5,13 +5,14 @@ import ast
 import contextlib
 import functools
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flaxcnn.errors import UserError, escape_unencodable_output, nearest, printable
+from flaxcnn.errors import UserError, escape_unencodable_output, nearest, printable, quiet_on_closed_pipe
 from flaxcnn.paths import local_path
 
 # Images that cannot be read are named up to this number, and counted beyond.
@@ -24,16 +25,28 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, allow_abbrev=False, **keywords)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuses what this parser does not know, so that a verb says it, and not the parser of all verbs."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            option = next((each.partition("=")[0] for each in unknown if each.startswith("-")), "")
+            hint = nearest(option, self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return namespace, unknown
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m flaxcnn --help)")
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        hint = nearest(choice[1], re.findall(r"\w+", choice[2])) if choice else ""
+        raise UserError(f"{message}{hint} ({self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, or 2 after a mistake of the user's."""
     escape_unencodable_output()
     try:
-        arguments = _parser().parse_args(argv)
-        arguments.run(arguments)
+        with quiet_on_closed_pipe():
+            arguments = _parser().parse_args(argv)
+            arguments.run(arguments)
     except (UserError, OSError) as error:  # OSError: a folder that may not be entered, a full disk
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -159,10 +172,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) < 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more, below a million")
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or not least <= int(text) < 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more, below a million")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
 
 
 def _path(text: str) -> Path:
@@ -175,7 +192,10 @@ def _path(text: str) -> Path:
 def _size(text: str) -> tuple[int, int]:
     """Returns height and width of "224" or "224x160"."""
     height, *width = text.split("x", 1)
-    return _positive(height), _positive(*width or [height])
+    try:
+        return _positive(height), _positive(*width or [height])
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in pixels, such as 224 or 224x160") from None
 
 
 def _size_or_any(text: str) -> tuple[int | None, int | None]:
@@ -183,7 +203,7 @@ def _size_or_any(text: str) -> tuple[int | None, int | None]:
 
 
 def _num_classes(text: str) -> tuple[str, int]:
-    return "num_classes", 0 if text == "0" else _positive(text)
+    return "num_classes", _whole(text, 0)
 
 
 def _field(text: str) -> tuple[str, Any]:

@@ -1,11 +1,14 @@
-"""The one exception for mistakes that the user can mend, and text that is fit to print."""
+"""The exception for mistakes that the user can mend, text that is fit to print, and output that nobody reads."""
 
+import contextlib
 import difflib
 import io
 import os
+import select
+import signal
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -17,7 +20,7 @@ class UserError(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns a hint of the known names closest to a mistyped one: "; did you mean a, b?", or ""."""
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    matches = difflib.get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 
 
@@ -50,3 +53,34 @@ def escape_unencodable_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def quiet_on_closed_pipe() -> Iterator[None]:
+    """A block that, once nobody reads the output any more, as after `| head`, ends without a word, by code 141.
+
+    Raises:
+      SystemExit: with the shell's code of a process that a closed pipe has ended.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, because what fails when the interpreter exits is printed
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        if not unread:  # some other pipe
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:
+            os.dup2(nowhere, stream.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _is_unread(stream: io.TextIOBase) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except io.UnsupportedOperation:  # no file behind it
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -137,7 +137,7 @@ def test_export_writes_a_program_that_predicts_the_same(trained, capsys, tmp_pat
         (["predict", "WORKDIR", "text.png", "--output", "a.csv"], "text.png: neither JPEG nor PNG"),
         (["evaluate", "WORKDIR", "--output", "old.jsonl"], "old.jsonl exists already; name another file"),
         (["evaluate", "WORKDIR", "--data", "folder:/does/not/exist"], "there is no folder /does/not/exist"),
-        (["evaluate", "WORKDIR", "--data", "folder:nowhere"], "there is no folder nowhere"),
+        (["evaluate", "WORKDIR", "--data", "folder:nowhere"], "/nowhere"),
         (["evaluate", "WORKDIR", "--data", "nowhere"], "unknown data set 'nowhere'"),
         (["evaluate", "WORKDIR", "--data", "hollow"], "a folder of images is written folder:hollow"),
         (["evaluate", "WORKDIR", "--data", "folder:hollow"], "holds no images"),
@@ -174,7 +174,22 @@ def test_export_writes_a_program_that_predicts_the_same(trained, capsys, tmp_pat
         (["summary", "alexnet", "--batch", "0"], "--batch: '0' is not a whole number of 1 or more"),
         (["list", "no such*"], "no network is named like 'no such*'"),
         (["evaluate"], "required: WORKDIR"),
-        (["evalute", "WORKDIR"], "invalid choice: 'evalute'"),
+        (["evaluate"], "(python -m flaxcnn evaluate --help)"),
+        (["evalute", "WORKDIR"], "did you mean evaluate"),
+        (["summry", "lenet5"], "did you mean summary"),
+        (["prepare", "digits", "--resize", "9", "--bad-images", "skp"], "did you mean skip"),
+        (["summary", "lenet5", "--image-sze", "3"], "did you mean --image-size"),
+        (["summary", "lenet5", "--image-sze", "3"], "(python -m flaxcnn summary --help)"),
+        (["predict", "WORKDIR", "text.png", "--otput=a.csv"], "did you mean --output"),
+        (["export", "WORKDIR", "digits", "--averagd"], "did you mean --averaged"),
+        (["list", "resnte*"], "did you mean resnet"),
+        (["list", "*denset121"], "did you mean densenet121"),
+        (["summary", "lenet5", "--image-size", "22a"], "such as 224 or 224x160"),
+        (["summary", "lenet5", "--image-size", "22x"], "such as 224 or 224x160"),
+        (["export", "lenet5", "a", "--image-size", "0x9"], "such as 224 or 224x160"),
+        (["summary", "lenet5", "--num-classes", "ten"], "'ten' is not a whole number of 0 or more"),
+        (["summary", "lenet5", "--num-classes=-1"], "'-1' is not a whole number of 0 or more"),
+        (["summary", "resnet18", "--set", "depths=1"], "lists of whole numbers (such as depths=1,1,1)"),
         ([], "required: VERB"),
         (["prepare", "fashion_mnst"], "unknown data set 'fashion_mnst'; did you mean fashion_mnist"),
         (["prepare", "mnist", "--from", "nowhere"], "nowhere is not a folder"),
@@ -189,8 +204,8 @@ def test_export_writes_a_program_that_predicts_the_same(trained, capsys, tmp_pat
             ["prepare", "folder:.", "--resize", "64"],
             "holds no images in class folders",
         ),
-        (["prepare", "folder:nowhere", "--resize", "64"], "there is no folder nowhere"),
-        (["prepare", "folder:nowhere"], "there is no folder nowhere"),
+        (["prepare", "folder:nowhere", "--resize", "64"], "/nowhere"),
+        (["prepare", "folder:nowhere"], "/nowhere"),
         (["prepare", "folder:.", "--from", "."], "--from is for data sets that are downloaded"),
     ],
 )
@@ -241,7 +256,9 @@ def test_evaluate_takes_the_labels_of_classes_by_their_names(trained, capsys, di
     for split in splits:
         for label in chosen:
             shutil.copytree(digits_folder[0] / str(label), tmp_path / split / str(label))
-    code, out, _ = run(capsys, "evaluate", workdir, "--data", f"folder:{tmp_path}")
+    (tmp_path / splits[0] / "3" / "notes.txt").write_text("")
+    code, out, err = run(capsys, "evaluate", workdir, "--data", f"folder:{tmp_path}")
+    assert "notes.txt" in err
     rows = result.confusion[list(chosen)]
     assert code == 0 and f"split {splits[-1]}, " in out
     assert right_of(out) == (sum(rows[row, label] for row, label in enumerate(chosen)), rows.sum())
@@ -517,3 +534,23 @@ def test_a_real_process_exits_with_2_and_no_traceback(command):
     done = subprocess.run([sys.executable, *command, mistake], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command", [["train.py", "--help"], ["-m", "flaxcnn", "list"], ["-m", "flaxcnn", "predict"]]
+)
+def test_output_that_nobody_reads_ends_a_command_without_a_word(trained, digits_folder, command, unbuffered):
+    images = [str(trained[0]), str(digits_folder[0] / "3")] if command[-1] == "predict" else []
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, *command, *images],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert done.returncode in (1, 141) and done.stderr == ""

@@ -17,7 +17,7 @@ from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.core.download import checksums, downloader, resource
 
 from flaxcnn.data import digits
-from flaxcnn.errors import UserError, first_line, nearest
+from flaxcnn.errors import UserError, first_line, nearest, printable
 from flaxcnn.paths import local_path
 
 FILE_FORMAT = "array_record"
@@ -45,12 +45,16 @@ def open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
                 f"data set {name} is prepared as {found[1].lower()}, which only TensorFlow reads; prepare it into "
                 f"another folder with --data-dir, and name that in data.data_dir"
             ) from None
+        if hint := folder_hint(name):
+            raise UserError(f"unknown data set {name!r}{hint}") from None
         reason = re.sub(r'^Failed to construct dataset .*?}": |\. Here are .*$', "", first_line(error, 300))
         raise UserError(f"cannot open data set {name!r}: {reason}") from None
 
 
 def _hint(name: str, data_dir: str | None) -> str:
-    """Returns what else to write: sets of similar names, or how to make a resized one."""
+    """Returns what else to write: a folder as one, how to make a resized set, or sets of similar names."""
+    if hint := folder_hint(name):
+        return hint
     known = tfds.list_builders(with_community_datasets=False)
     prepared = [path.parents[1].name for path in folder_of_sets(data_dir).glob("*/*/dataset_info.json")]
     base = name.split("/")[0].split(":")[0]
@@ -58,7 +62,13 @@ def _hint(name: str, data_dir: str | None) -> str:
     if resized and resized[1] in known and not any(each.startswith(f"{resized[1]}_") for each in prepared):
         folder = f" --data-dir {data_dir}" if data_dir else ""
         return f"; to make it, run: python -m flaxcnn prepare {resized[1]} --resize {resized[2]}{folder}"
-    return nearest(base, [*prepared, *known])
+    return nearest(base, {*prepared, *known})
+
+
+def folder_hint(name: str) -> str:
+    """Returns how to write a folder of images that was named as if it were a TFDS set, or ""."""
+    is_path = local_path(name).is_dir() or name.startswith(("/", "~", "./", "../"))
+    return f"; a folder of images is written folder:{printable(name)}" if is_path else ""
 
 
 def folder_of_sets(data_dir: str | None) -> Path:

@@ -214,7 +214,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
             folder = f" --data-dir {data_dir}" if data_dir else ""
             raise UserError(
                 f"data set {name} is not prepared in {builder.data_dir_root}; "
-                f"run: python -m flaxcnn prepare {name}{folder}"
+                f"run: python -m flaxcnn prepare {name}{folder}{prepare.folder_hint(name)}"
             )
         builder = prepare.prepare(name, data_dir)
     return builder
@@ -361,9 +361,12 @@ def _look_through(name: str) -> tuple[Path, folders.Contents]:
     written = name.removeprefix(FOLDER)
     path = local_path(written)
     try:
-        if not written or not path.is_dir():
-            what = f"there is no folder {printable(path)}" if written else "it names no folder"
-            raise UserError(f"data.name is '{printable(name)}', and {what}; write folder:PATH")
+        if not written:
+            raise UserError(f"data set '{printable(name)}' names no folder; write folder:PATH")
+        if not path.is_dir():
+            where = printable(path.absolute())
+            what = f"{where} is a file, and no folder" if path.exists() else f"there is no folder {where}"
+            raise UserError(f"data set '{printable(name)}' cannot be read: {what}")
         return path, folders.look_through(name, path)
     except OSError as error:
         where = printable(os.fsdecode(error.filename or path))

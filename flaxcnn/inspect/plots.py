@@ -1,5 +1,6 @@
 """Figures of a run: learning curves and the confusion matrix. Text is drawn as it is: `$` begins no formula."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def plot_learning_curves(records: Sequence[dict[str, Any]], path: Path, *, title
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()
-    figure.suptitle(printable(title))
+    _set_title(figure, title)
     figure.savefig(path, dpi=120)
 
 
@@ -71,6 +72,14 @@ def plot_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], pat
         for row, column in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if share[row, column] > 0.5 else "black"
             axis.text(column, row, f"{confusion[row, column]}", ha="center", va="center", color=colour, fontsize=8)
-    axis.set(xlabel="predicted", ylabel="true", title=printable(title))
+    axis.set(xlabel="predicted", ylabel="true")
+    _set_title(figure, title)
     figure.colorbar(image, shrink=0.75, label="share of the class")
     figure.savefig(path, dpi=120)
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    """Writes a title above a figure, at about 8 letters an inch, and makes room for all lines but the first."""
+    lines = textwrap.wrap(printable(title), int(8 * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines))
+    figure.set_figheight(figure.get_figheight() + 0.2 * (len(lines) - 1))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from flaxcnn.errors import UserError
+from flaxcnn.errors import UserError, nearest
 from flaxcnn.models import create_model, list_models, model_info
 from flaxcnn.models.cost import LayerCost, measure
 
@@ -20,7 +20,8 @@ def print_models(console: Console, pattern: str) -> None:
     """
     names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
-        raise UserError(f"no network is named like {pattern!r} (python -m flaxcnn list)")
+        hint = nearest(pattern.strip("*?"), list_models())
+        raise UserError(f"no network is named like {pattern!r}{hint} (python -m flaxcnn list)")
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("input", no_wrap=True)

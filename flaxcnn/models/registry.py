@@ -198,7 +198,8 @@ def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
         return value  # of some other type, which its module checks
     number = _as_number(value, annotation)
     if number is None:
-        raise UserError(f"{field} of {model} takes {_NUMBERS.get(annotation, 'lists of numbers')}, got {value!r}")
+        kind = _NUMBERS.get(annotation, "lists of numbers").format(field=field)
+        raise UserError(f"{field} of {model} takes {kind}, got {value!r}")
     if annotation in (int, float) and number < 0:
         hint = " (pooled features) or more" if field == "num_classes" else " or more"
         raise UserError(f"{field} of {model} must be 0{hint}, got {value}")
@@ -209,7 +210,7 @@ _NUMBERS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    tuple[int, ...]: "whole numbers",
+    tuple[int, ...]: "lists of whole numbers (such as {field}=1,1,1)",
     tuple[bool, ...]: "values of true or false",
 }
 

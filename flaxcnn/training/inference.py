@@ -78,14 +78,19 @@ def open_data(experiment: Experiment, split: str | None = None) -> Delivery:
         raise UserError(f"the data of the run is no longer in {name}; --data folder:PATH names where it lies now")
     delivery = open_delivery(config, split or config.data.test_split, training=False)
     source = delivery.source
-    for note in source.notes if is_primary() else ():
-        print(note, file=sys.stderr)
+    _print_notes(source)
     if source.class_names != experiment.class_names or delivery.image_shape != experiment.image_shape:
         raise UserError(
             f"data set {source.name} has other classes or sizes than the one that was trained on; --data {name} "
             f"evaluates it as another data set"
         )
     return delivery
+
+
+def _print_notes(source: Source) -> None:
+    """Says what was found in a folder, and what was left out."""
+    for note in source.notes if is_primary() else ():
+        print(note, file=sys.stderr)
 
 
 def open_other_data(experiment: Experiment, name: str, split: str | None = None, *, workdir: Path) -> Delivery:
@@ -105,15 +110,9 @@ def open_other_data(experiment: Experiment, name: str, split: str | None = None,
     Raises:
       UserError: it is not there, has no such split, or has a class that was not trained.
     """
-    if name.startswith(FOLDER) and not local_path(name.removeprefix(FOLDER)).is_dir():
-        raise UserError(f"there is no folder {local_path(name.removeprefix(FOLDER))} to evaluate on")
     data_dir = None if name.startswith(FOLDER) else experiment.config.data.data_dir
-    try:
-        source = _open_split(experiment, name, split, data_dir, workdir)
-    except UserError as error:
-        if not name.startswith(FOLDER) and local_path(name).is_dir():
-            raise UserError(f"{error}; a folder of images is written folder:{name}") from None
-        raise
+    source = _open_split(experiment, name, split, data_dir, workdir)
+    _print_notes(source)
     return _in_shape(experiment, relabel(source, experiment.class_names))
 
 

@@ -158,6 +158,8 @@ def _fit(run: _Run) -> Evaluations:
         with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
             restored = checkpoints.restore_newest(carry, functools.partial(say, console))
             carry = carry if restored is None else restored
+            if int(carry.state.step) < plan.total and is_primary():
+                workdir_lib.record(workdir, config, run.data, execution)
             requests = plan.requests(int(carry.state.step) + 1, at_once)
             with contextlib.closing(train.batches(requests)) as batches:
 
@@ -194,7 +196,11 @@ def _train(
     step, evaluations, owed = int(carry.state.step), {}, False
     schedule, strategy = experiment.schedule(plan.per_epoch), plan.strategy
     if step >= plan.total:
-        say(console, f"{workdir} is complete; a longer --config.duration or another --workdir trains on")
+        say(
+            console,
+            f"{workdir} is complete and keeps what it was trained with; a longer --config.duration or another "
+            f"--workdir trains on",
+        )
     elif step:
         say(console, f"continuing {workdir} after step {step:,} of {plan.total:,}")
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import rich.console
 
+from flaxcnn.data.sources import FOLDER
 from flaxcnn.errors import first_line, printable
+from flaxcnn.paths import local_path
 from flaxcnn.training.evaluation import Evaluation
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.logging import read_metrics, say
@@ -72,7 +74,10 @@ def draw_results(
     console: rich.console.Console, workdir: Path, experiment: Experiment, evaluation: Evaluation
 ) -> None:
     """Draws `learning_curves.png` and `confusion_matrix.png`; what cannot be drawn is a line of warning."""
-    title = f"{experiment.config.model.name} on {experiment.config.data.name}"
+    name = experiment.config.data.name
+    if name.startswith(FOLDER):  # by its last part, because there is no room for all
+        name = local_path(name.removeprefix(FOLDER)).absolute().name
+    title = f"{experiment.config.model.name} on {name}"
     with _drawing(console, workdir / "learning_curves.png") as path:
         from flaxcnn.inspect import plots  # brings in matplotlib, which training can do without until here
 

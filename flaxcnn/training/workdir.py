@@ -122,7 +122,7 @@ def check_usable(workdir: Path, config: TrainConfig, data: Mapping[str, Any]) ->
         return []
     run = read_run(workdir)
     _check_same_data(workdir, run["data"], data)
-    before, now = run["config"], config_lib.to_dict(config)
+    before, now = run["config"], json.loads(json.dumps(config_lib.to_dict(config)))  # which has lists for tuples
     changes = {path: (_get(before, path), _get(now, path)) for path in sorted(_paths(before) | _paths(now))}
     changes = {path: pair for path, pair in changes.items() if pair[0] != pair[1]}
     other = {path: pair for path, pair in changes.items() if _is_identity(path, *pair)}
@@ -142,15 +142,15 @@ def has_checkpoints(workdir: Path) -> bool:
 def opened(
     workdir: Path, config: TrainConfig, data: Mapping[str, Any], execution: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Makes the folder, records the run in it, and keeps other runs out of it for the length of the block.
+    """Makes the folder, records a new run in it, and keeps other runs out of it for the length of the block.
 
-    Of several processes the first does so.
+    Of several processes the first does so. A run that continues is recorded anew by `record`, if it takes a step.
 
     Args:
       workdir: the folder.
       config: of the run.
       data: see `check_usable`.
-      execution: on which devices it runs, and how.
+      execution: see `record`.
 
     Raises:
       UserError: it cannot be written to, another process is writing to it, or not all processes see it.
@@ -158,16 +158,11 @@ def opened(
     with contextlib.ExitStack() as stack:
         with together():
             if is_primary():
-                run = {
-                    "config": config_lib.to_dict(config),
-                    "data": dict(data),
-                    "execution": dict(execution),
-                    "environment": _environment(),
-                }
                 try:
                     workdir.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(_locked(workdir))
-                    write_json(workdir / RUN_FILE, run)
+                    if not has_checkpoints(workdir):
+                        record(workdir, config, data, execution)
                 except OSError as error:
                     raise UserError(f"work directory {workdir} cannot be written to: {error.strerror}") from None
         with together():
@@ -177,6 +172,24 @@ def opened(
             if not (workdir / RUN_FILE).is_file():
                 raise UserError(f"work directory {workdir} is another folder on each host; name one that all share")
         yield
+
+
+def record(workdir: Path, config: TrainConfig, data: Mapping[str, Any], execution: Mapping[str, Any]) -> None:
+    """Writes `run.json`.
+
+    Args:
+      workdir: where to.
+      config: of the run.
+      data: see `check_usable`.
+      execution: on which devices it runs, and how.
+    """
+    run = {
+        "config": config_lib.to_dict(config),
+        "data": dict(data),
+        "execution": dict(execution),
+        "environment": _environment(),
+    }
+    write_json(workdir / RUN_FILE, run)
 
 
 @contextlib.contextmanager

@@ -239,12 +239,32 @@ def test_a_name_without_a_folder_is_not_the_current_one(tmp_path, monkeypatch, n
             open_source(name, "train")
 
 
-@pytest.mark.parametrize("name", ["nowhere", "file.jpg", "~no such user/pictures"])
-def test_a_missing_folder_is_named(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["nowhere", "deep/er", "file.jpg", "~no such user/pictures"])
+def test_a_missing_folder_is_named_by_its_whole_path(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "file.jpg")
-    with pytest.raises(UserError, match=f"there is no folder {name}"):
+    with pytest.raises(UserError) as raised:
         open_source(f"folder:{name}", "train")
+    assert str(tmp_path / name) in str(raised.value) and "PATH" not in str(raised.value)
+    assert ("is a file" in str(raised.value)) == (name == "file.jpg")
+
+
+@pytest.mark.parametrize("name", ["pets", "mnist", "./pets", "/no/such/folder", "WHOLE", "my pets", "Sub/pets"])
+def test_a_path_in_the_place_of_a_name_is_told_how_to_write_it(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    name = str(tmp_path / "pets") if name == "WHOLE" else name
+    if name != "/no/such/folder":
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"a folder of images is written folder:{name}"):
+        open_source(name, "train", str(tmp_path / "sets"))
+
+
+def test_a_hint_names_each_data_set_once(data_dir):
+    open_source("digits", "train", str(data_dir))
+    with pytest.raises(UserError, match="did you mean") as raised:
+        open_source("digit", "train", str(data_dir))
+    names = str(raised.value).split("did you mean ")[1].rstrip("?").split(", ")
+    assert "digits" in names and len(set(names)) == len(names)
 
 
 def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):

@@ -65,3 +65,23 @@ def test_names_are_drawn_as_text(tmp_path, monkeypatch, usetex):
     assert {"$\\frac$", "$x^2$", "Käfer", "net on folder:$\\frac$"} <= {text.get_text() for text in drawn}
     assert not any(text.get_parse_math() or text.get_usetex() for text in drawn)
     assert not any("\n" in text.get_text() for text in drawn)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("title", ["a long name of a data set " * 5, "x" * 200, "Pets_OF_2024-" * 9, "net on pets"])
+@pytest.mark.parametrize("classes", [2, 12])
+def test_a_long_title_stays_within_the_figure(tmp_path, monkeypatch, title, classes):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *rest, **more: figures.append(figure) or save(figure, *rest, **more)
+    )
+    names = [f"class {index}" for index in range(classes)]
+    plot_confusion_matrix(np.eye(classes, dtype=int), names, tmp_path / "confusion.png", title=title)
+    plot_learning_curves([], tmp_path / "curves.png", title=title)
+    for figure in figures:
+        (drawn,) = [text for text in figure.findobj(Text) if text.get_text().startswith(title[:5])]
+        assert "".join(drawn.get_text().split()) == "".join(title.split())
+        box = drawn.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        for axis in figure.axes:
+            assert not box.overlaps(axis.get_tightbbox()) and axis.get_tightbbox().y0 >= 0

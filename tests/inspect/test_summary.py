@@ -102,7 +102,10 @@ def test_a_network_ends_in_what_it_returns_and_remat_changes_nothing():
         (["vgg11", "--set", "=1"], "'=1' is not FIELD=VALUE"),
         (["vgg11", "--set", "name=x"], "'name=x' is not FIELD=VALUE"),
         (["resnet18", "--set", "depths=1,1"], "takes a depth and a width a stage"),
-        (["resnet18", "--set", "depths=1,x"], "depths of resnet18 takes whole numbers, got '1,x'"),
+        (
+            ["resnet18", "--set", "depths=1,x"],
+            "depths of resnet18 takes lists of whole numbers (such as depths=1,1,1), got '1,x'",
+        ),
         (["resnet18", "--set", "dtype=int8"], "'int8' is not a floating dtype"),
         (["densenet121", "--set", "compression=1e999"], "compression of densenet121 takes a number, got inf"),
         (["alexnet", "--set", "relu_after=true,maybe"], "relu_after of alexnet takes values of true or false"),
@@ -110,8 +113,8 @@ def test_a_network_ends_in_what_it_returns_and_remat_changes_nothing():
         (["vgg11", "--num-classes=-1"], "'-1' is not a whole number"),
         (["vgg11", "--set", "num_classes=2.5"], "num_classes of vgg11 takes a whole number, got 2.5"),
         (["vgg11", "--image-size=40x20"], "at least 32x32 pixels, got 40x20"),
-        (["vgg11", "--image-size=40x"], "'' is not a whole number"),
-        (["vgg11", "--image-size=1x2x3"], "'2x3' is not a whole number"),
+        (["vgg11", "--image-size=40x"], "'40x' is not a size"),
+        (["vgg11", "--image-size=1x2x3"], "'1x2x3' is not a size"),
         (["vgg11", "--channels=0"], "'0' is not a whole number"),
     ],
 )

@@ -149,7 +149,7 @@ def test_images_of_another_rank_are_refused(shape):
             "dropout_rate of ResNet does nothing with blocks of the kind bottleneck",
         ),
         ("resnet18", {"groups": 2}, "groups of ResNet does nothing with blocks of the kind basic"),
-        ("resnet18", {"depths": [2, 2, 2, 2.5]}, "depths of resnet18 takes whole numbers"),
+        ("resnet18", {"depths": [2, 2, 2, 2.5]}, "depths of resnet18 takes lists of whole numbers"),
         ("resnet18", {"depths": [2, 2, 2, 0]}, "depths of ResNet must be above 0"),
         ("resnet20", {"widths": [64, 32, 16]}, "channels that do not fall"),
         ("alexnet", {"groups": [2, 1, 1, 1, 1]}, "conv1 of AlexNet sees the image whole"),

@@ -17,13 +17,16 @@ import rich.console
 from ml_collections import ConfigDict
 
 from flaxcnn import UserError
+from flaxcnn.config import to_dict
 from flaxcnn.errors import printable
 from flaxcnn.training import loop, plan, program
+from flaxcnn.training import workdir as workdir_lib
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.inference import evaluate, load_trained
 from flaxcnn.training.logging import read_metrics
 from tests.pictures import write_folder
 
+DATA = {"class_names": ["a", "b"], "image_shape": [8, 8, 1], "fingerprint": "f"}
 TIMES = ("images_per_second", "waiting_for_data")
 
 
@@ -249,10 +252,12 @@ def test_divergence_in_the_last_step_is_not_saved(config, tmp_path, console):
 
 def test_a_finished_run_is_evaluated_again_and_left_alone(config, tmp_path, console):
     first = loop.fit(config, tmp_path / "run", console=console)
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    files = [tmp_path / "run" / name for name in ("metrics.jsonl", "run.json")]
+    before = [path.read_bytes() for path in files]
+    config.optimizer.learning_rate = 0.5
     second = loop.fit(config, tmp_path / "run", console=console)
     assert second.accuracy == first.accuracy and "is complete" in console.file.getvalue()
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    assert [path.read_bytes() for path in files] == before
 
 
 @pytest.mark.parametrize(
@@ -292,6 +297,21 @@ def test_what_may_change_is_said_and_taken(config, tmp_path, console):
     text = console.file.getvalue()
     assert "changed since the checkpoint: optimizer.learning_rate: 0.05 -> 0.01" in text
     assert "after step 3 of 5" in text
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert recorded["duration"] == "5 steps" and recorded["optimizer"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize("value", [(1, 2), [1, 2], ((1, 2), (3, 4)), [(1, 2), [3, 4]]])
+def test_tuples_and_lists_are_the_same_experiment(config, tmp_path, value):
+    config.model.options.depths = value
+    workdir_lib.write_json(tmp_path / "run.json", {"config": to_dict(config), "data": DATA})
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    for same in (value, tuple(value), list(value), json.loads(json.dumps(value))):
+        config.model.options.depths = same
+        assert workdir_lib.check_usable(tmp_path, config, DATA) == []
+    config.model.options.depths = (1, 3)
+    with pytest.raises(UserError, match="holds another experiment"):
+        workdir_lib.check_usable(tmp_path, config, DATA)
 
 
 @pytest.mark.parametrize(

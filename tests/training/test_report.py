@@ -5,10 +5,11 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import rich.console
 
 from flaxcnn.training.evaluation import Evaluation
-from flaxcnn.training.report import print_evaluation
+from flaxcnn.training.report import draw_results, print_evaluation
 
 
 def printed(confusion, names, width):
@@ -56,3 +57,25 @@ def test_a_class_without_images_and_names_of_several_lines_keep_the_table_in_ord
         ["1", "tab\\t", "none", ".", ".", "."],
         ["2", "stray", "\\xff", "1.0000", ".", ".", "2"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ("folder:/a/long/way/to/pets", "lenet5 on pets"),
+        ("folder:pets/", "lenet5 on pets"),
+        ("folder:./a/../pets", "lenet5 on pets"),
+        ("emnist/letters", "lenet5 on emnist/letters"),
+    ],
+)
+def test_figures_name_a_folder_by_its_last_part(tmp_path, monkeypatch, data, shown):
+    titles = []
+    for figure in ("learning_curves", "confusion_matrix"):
+        monkeypatch.setattr(f"flaxcnn.inspect.plots.plot_{figure}", lambda *_, title: titles.append(title))
+    (tmp_path / "metrics.jsonl").write_text("")
+    config = SimpleNamespace(model=SimpleNamespace(name="lenet5"), data=SimpleNamespace(name=data))
+    evaluation = Evaluation(2, 0.5, 1.0, 1.0, np.eye(2, dtype=int))
+    draw_results(
+        rich.console.Console(), tmp_path, SimpleNamespace(config=config, class_names=("a", "b")), evaluation
+    )
+    assert len(titles) == 2 and all(title.partition(":")[0] == shown for title in titles)
