@@ -20,6 +20,7 @@ from flaxcnn.models import layers
 from flaxcnn.training.experiment import make_experiment
 from flaxcnn.training.inference import export_trained
 from flaxcnn.weights import to_torch
+from tests.marks import sampled
 from tests.variables import random_images, random_variables, tame_gates
 
 # What the networks consist of; all else would be a sign of a graph that could be shorter.
@@ -67,21 +68,23 @@ def check(path, model, size, channels=3, tolerance=1e-4, **options):
     ("name", "fields", "size", "channels"),
     [
         ("lenet5", {}, 28, 1),
-        ("lenet5", {"activation": "tanh", "pooling": "max", "norm": "batch_norm"}, 19, 2),
+        pytest.param(
+            "lenet5", {"activation": "tanh", "pooling": "max", "norm": "batch_norm"}, 19, 2, marks=pytest.mark.slow
+        ),
         ("lenet5", {"num_classes": 1, "norm": "batch_norm"}, 12, 1),
         ("lenet5_1998", {}, 33, 1),
-        ("alexnet", {"hidden": 16}, 100, 3),
+        pytest.param("alexnet", {"hidden": 16}, 100, 3, marks=pytest.mark.slow),
         ("alexnet_2012", {"hidden": 16}, 64, 3),
-        ("alexnet_bn", {"hidden": 16}, 67, 3),
+        pytest.param("alexnet_bn", {"hidden": 16}, 67, 3, marks=pytest.mark.slow),
         ("vgg11_bn", {"hidden": 16, "blocks": ((1, 8), (2, 16))}, 28, 3),
-        ("vgg11", {"hidden": 16, "blocks": ((1, 8), (2, 16))}, 37, 1),
+        pytest.param("vgg11", {"hidden": 16, "blocks": ((1, 8), (2, 16))}, 37, 1, marks=pytest.mark.slow),
         ("nin_cifar", {}, 31, 3),
         ("resnet18", {"depths": (1, 1), "widths": (8, 16)}, 33, 3),
         ("resnet20", {"depths": (1, 1, 1)}, 17, 3),
         ("resnet20", {"depths": (1, 1), "widths": (1, 1), "stem_features": 1, "num_classes": 0}, 8, 1),
-        ("resnet30", {"depths": (1, 1), "widths": (16, 32)}, 16, 3),
+        pytest.param("resnet30", {"depths": (1, 1), "widths": (16, 32)}, 16, 3, marks=pytest.mark.slow),
         ("resnext29_8x64d", {"depths": (1, 1, 1), "widths": (8, 8, 8)}, 16, 3),
-        ("wrn_40_4", {"depths": (1, 1, 1)}, 16, 3),
+        pytest.param("wrn_40_4", {"depths": (1, 1, 1)}, 16, 3, marks=pytest.mark.slow),
         ("densenet40_12", {"depths": (2, 2)}, 17, 3),
         ("densenet121", {"depths": (1, 1), "num_classes": 0}, 32, 3),
         ("regnet_y_400mf", {"stages": ((1, 32, 16), (1, 64, 16))}, 33, 3),
@@ -93,8 +96,7 @@ def test_logits_of_every_family(tmp_path, name, fields, size, channels):
     assert {node.op_type for node in model.graph.node} <= OPERATORS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", sampled(list_models(), every=5))
 def test_logits_of_every_network(tmp_path, name):
     size, channels = max(model_info(name).minimum_size, 32), model_info(name).input_shape[2]
     model = check(tmp_path / "network.onnx", create_model(name), size, channels)
@@ -156,10 +158,10 @@ def experiment_of(**settings):
     "settings",
     [
         {"data": {"image_size": 16}},
-        {"data": {"image_size": 16, "resize": "bicubic"}, "views": "flip"},
-        {"data": {"image_size": 20, "resize": "nearest"}},
-        {"data": {"image_size": 20, "resize": "pad"}, "views": "flip"},
-        {"data": {"image_size": 16}, "shorter_side": 20, "views": "ten_crop"},
+        pytest.param({"data": {"image_size": 16, "resize": "bicubic"}, "views": "flip"}, marks=pytest.mark.slow),
+        pytest.param({"data": {"image_size": 20, "resize": "nearest"}}, marks=pytest.mark.slow),
+        pytest.param({"data": {"image_size": 20, "resize": "pad"}, "views": "flip"}, marks=pytest.mark.slow),
+        pytest.param({"data": {"image_size": 16}, "shorter_side": 20, "views": "ten_crop"}, marks=pytest.mark.slow),
         {},
     ],
 )

@@ -111,6 +111,7 @@ def test_auxiliary_heads_have_gradients_at_the_least_size():
     check_forward_and_backward("googlenet", 3, 5, "float32", aux_logits=True)
 
 
+@pytest.mark.slow
 def test_at_the_least_size_every_stage_has_pixels():
     # One network for each family and least size.
     infos = {(info.module, info.minimum_size): info for info in map(model_info, list_models())}

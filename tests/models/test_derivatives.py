@@ -18,7 +18,7 @@ NETS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name != "alexnet_2012" else pytest.mark.slow) for name in NETS]
+    "name", [pytest.param(name, marks=() if name == "densenet121" else pytest.mark.slow) for name in NETS]
 )
 def test_gradients_of_each_image_and_curvature_times_a_vector(name, x64):
     size, fields = NETS[name]

@@ -33,6 +33,13 @@ SMALL = {
 }
 
 
+# Those that compile slowly.
+LARGE = {"googlenet", "googlenet_paper", "alexnet_bn", "resnet30", "nin"}
+every_small = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in SMALL]
+)
+
+
 def small(name, **fields):
     size, own = SMALL[name]
     return create_model(name, num_classes=5, **(own | fields)), (2, size, size, 3)
@@ -108,7 +115,7 @@ def outputs(model, variables, images, *arguments, **keywords):
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("name", ["lenet5", "resnet20", "wrn_28_10", "densenet40_12", "regnet_y_400mf"])
+@pytest.mark.parametrize("name", ["lenet5", "wrn_28_10", pytest.param("densenet40_12", marks=pytest.mark.slow)])
 def test_the_mode_by_position_is_that_by_name(name, train):
     model, shape = small(name)
     variables, images = random_variables(model, shape), random_images(*shape)
@@ -134,8 +141,8 @@ def fields_of(model):
     ("name", "fields"),
     [
         ("lenet5", {"norm": None}),
-        ("resnet20", {}),
-        ("vgg11", {"dropout_rate": 0.0}),
+        pytest.param("resnet20", {}, marks=pytest.mark.slow),
+        pytest.param("vgg11", {"dropout_rate": 0.0}, marks=pytest.mark.slow),
         ("wrn_28_10", {"dropout_rate": 0.0}),
     ],
 )
@@ -154,6 +161,7 @@ def test_a_lifted_network_trains_as_the_plain_one(name, fields, lift):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lenet5", "resnet20", "densenet40_12"])
 def test_an_ensemble_by_vmap_is_its_networks(name):
     model, shape = small(name)
@@ -207,7 +215,7 @@ def no_rank_promotion():
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("name", SMALL)
+@every_small
 def test_no_array_gains_axes_silently(no_rank_promotion, name, train):
     model, shape = small(name)
 
@@ -227,7 +235,7 @@ def test_nor_does_one_in_prediction(no_rank_promotion, name):
     assert Predictor(model, random_variables(model, shape))(images).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@every_small
 def test_every_family_is_an_nnx_module(name):
     model, shape = small(name)
     images = jnp.asarray(random_images(*shape), jnp.float32)

@@ -46,7 +46,7 @@ OPERATIONS = {
     "local_response_norm": case(lambda x: ops.local_response_norm(x, alpha=0.5)),
 }
 # The others go the same ways through the same rules.
-DEFAULT = {"convolution", "grouped", "max_pool", "average_pool_side_by_side", "local_response_norm"}
+DEFAULT = {"convolution", "max_pool", "average_pool_side_by_side", "local_response_norm"}
 every_operation = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow) for name in OPERATIONS]
 )

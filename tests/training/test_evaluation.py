@@ -40,6 +40,7 @@ def evaluate(dataset, batch_size, name="jit", **data):
         return make_evaluator(experiment, strategy)(state, splits["test"])
 
 
+@pytest.mark.slow
 def test_exactly_ten_thousand_for_every_batch_size(dataset):
     results = {size: evaluate(dataset, size) for size in (1, 7, 128, 4096, 10_001)}
     for result in results.values():

@@ -77,6 +77,7 @@ def assert_same_outcome(workdir, other):
     assert outcome(workdir)[1] == outcome(other)[1]
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_stopped_ends_as_if_it_had_not_been(folder, tmp_path, console):
     config = streamed(folder)
     whole = loop.fit(config, tmp_path / "whole", console=console)

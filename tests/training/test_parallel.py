@@ -84,9 +84,9 @@ def assert_same(found, expected, rtol):
 
 @pytest.mark.parametrize(
     ("name", "strategy"),
-    [("wrn_28_10", "shard_map"), ("resnet20", "pmap")]
+    [("wrn_28_10", "shard_map")]
     + [pytest.param(name, "shard_map", marks=pytest.mark.slow) for name in NETWORKS if name != "wrn_28_10"]
-    + [pytest.param(name, "pmap", marks=pytest.mark.slow) for name in NETWORKS if name != "resnet20"],
+    + [pytest.param(name, "pmap", marks=pytest.mark.slow) for name in NETWORKS],
 )
 def test_twenty_steps_on_eight_devices_are_those_on_one(x64, name, strategy):
     found = train(name, strategy)
@@ -166,7 +166,7 @@ def test_partitioning_by_shardings_would_gather_the_batch():
     assert "all-gather" in collectives(text)
 
 
-@pytest.mark.parametrize("strategy", ["jit", "shard_map"])
+@pytest.mark.parametrize("strategy", ["jit", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_four_micro_batches_are_the_batch_without_batch_norm(x64, strategy):
     """With augmentation and dropout, too, because both go by the place in the batch."""
     found = train("wrn_28_10", strategy, micro_batches=2 if strategy == "shard_map" else 4)
@@ -220,7 +220,7 @@ def by_default(*few):
 
 
 @pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", by_default("shard_map", "two axes, unchecked", "vmap", "explicit"))
+@pytest.mark.parametrize("kind", by_default("shard_map", "vmap"))
 def test_a_step_anywhere_is_that_on_one_device(x64, kind, micro_batches):
     """With all that a state may hold, dropout and masked examples; then an evaluation."""
     model, size = network("wrn_28_10")
@@ -245,6 +245,7 @@ def test_a_step_anywhere_is_that_on_one_device(x64, kind, micro_batches):
         np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", by_default("shard_map", "pmap"))
 def test_batch_norm_and_a_line_search_anywhere_are_those_on_one_device(x64, kind):
     model, size = network("resnet20")

@@ -49,6 +49,7 @@ def test_a_block_ends_with_the_numbers_of_the_first(expected, number):
             np.testing.assert_allclose(np.asarray(tree[path]), others[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_shard_map_without_its_check_gives_the_same(expected):
     (block,) = (block for block in BLOCKS if "jax.shard_map" in block)
     for tree, others in zip(

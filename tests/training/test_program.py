@@ -90,6 +90,7 @@ def test_requests_for_several_steps_are_those_for_each(short):
     assert together == [(request.epoch, request.examples.tolist()) for request in single]
 
 
+@pytest.mark.slow
 def test_several_steps_at_once_are_single_steps(short, tmp_path, monkeypatch, x64):
     short.duration, short.model.dtype = "5 steps", "float64"
     del short.model.options.norm  # its running statistics begin in float32

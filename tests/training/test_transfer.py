@@ -71,6 +71,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(params):
         transfer.freeze(optax.sgd(0.1), "head", "stage4_*").init(params)
 
 
+@pytest.mark.slow
 def test_the_classifier_of_every_network_is_called_head():
     for name in (
         "lenet5",
