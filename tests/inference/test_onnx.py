@@ -267,7 +267,7 @@ def test_a_network_by_name_with_weights_of_a_file(tmp_path, capsys, classes):
         (["resnet18", "FILE", "--weights", "nofile"], "nofile is neither a file nor published weights of resnet18"),
         (["FOLDER", "FILE", "--weights", "random"], "are for networks by name"),
         (["alexnet", "FILE", "--weights", "random", "--image-size", "20"], "at least 63x63 pixels"),
-        (["lenet5", "FILE", "--weights", "random", "--image-size", "28y"], "'28y' is not a whole number"),
+        (["lenet5", "FILE", "--weights", "random", "--image-size", "28y"], "'28y' is not a size in pixels"),
         (["lenet5", "FILE", "--weights", "random", "--image-size", "any"], "images of one size"),
     ],
 )
