@@ -147,7 +147,7 @@ DEFAULT = {
     ("name", "placement"),
     [
         *sorted(DEFAULT),
-        *sampled([pair for pair in itertools.product(NETS, PLACEMENTS) if pair not in DEFAULT], every=3),
+        *sampled([pair for pair in itertools.product(NETS, PLACEMENTS) if pair not in DEFAULT], every=8),
     ],
 )
 def test_every_placement_gives_the_numbers_of_one_device(name, placement, x64):
