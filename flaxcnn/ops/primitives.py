@@ -27,7 +27,8 @@ def stock_operations() -> AbstractContextManager[None]:
     """Returns a context in which the networks consist of JAX's own operations alone, on every platform.
 
     Converters, which know the primitives of `jax.lax` and no others, trace within it; it also serves to compare.
-    Values and derivatives are the same to rounding.
+    Values and derivatives are the same to rounding, but where two values of a max pooling window are equal: JAX's
+    forward mode then picks another one than its reverse mode, and ours the same in both.
 
     Example:
       >>> with flaxcnn.ops.stock_operations():
