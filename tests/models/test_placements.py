@@ -50,7 +50,7 @@ def results(model, variables, images):
 
     def loss(variables, images):
         logits = model.apply(variables, images, train=False)
-        return -jax.nn.log_softmax(logits)[:, 0].sum(), logits
+        return jnp.square(logits).sum(), logits
 
     (_, logits), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(variables, images)
     return logits, *gradients
@@ -229,7 +229,7 @@ def test_all_derivatives_agree(name, x64):
 
     def loss(params, images):
         logits = model.apply({**variables, "params": params}, images, train=False)
-        return -jax.nn.log_softmax(logits)[:, 0].sum()
+        return jnp.square(logits).sum()
 
     def derivatives(*given):
         gradients = jax.grad(loss, (0, 1))
