@@ -3,6 +3,7 @@
 import pytest
 
 from tests import faults
+from tests.marks import sampled
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +22,14 @@ def whole_pair(tmp_path_factory, whole):
     return pair
 
 
-@pytest.mark.parametrize("name", faults.SINGLE)
+@pytest.mark.parametrize("name", sampled(faults.SINGLE, every=4))
 def test_a_run_survives(name, tmp_path, whole):
     outcome = faults.try_fault(name, tmp_path / "fault", whole.data, whole)
     if outcome.printed == faults.NOT_TRIED:
         pytest.skip(outcome.printed)
 
 
-@pytest.mark.parametrize("name", faults.DOUBLE)
+@pytest.mark.parametrize("name", sampled(reversed(faults.DOUBLE), every=3))
 def test_two_processes_survive(name, tmp_path, whole_pair):
     faults.try_fault(name, tmp_path / "fault", whole_pair.data, whole_pair)
 

@@ -96,7 +96,7 @@ def test_logits_of_every_family(tmp_path, name, fields, size, channels):
     assert {node.op_type for node in model.graph.node} <= OPERATORS
 
 
-@pytest.mark.parametrize("name", sampled(list_models(), every=5))
+@pytest.mark.parametrize("name", sampled(list_models(), every=9))
 def test_logits_of_every_network(tmp_path, name):
     size, channels = max(model_info(name).minimum_size, 32), model_info(name).input_shape[2]
     model = check(tmp_path / "network.onnx", create_model(name), size, channels)

@@ -118,7 +118,13 @@ def test_every_network_is_held_against_a_published_count():
     assert set(list_models()) == TORCHVISION.keys() | PARAMETERS.keys()
 
 
-@pytest.mark.parametrize("name", sorted(TORCHVISION))
+# One of each kind of block; the others follow in the slow tests.
+QUICK = ("alexnet", "vgg11_bn", "googlenet", "resnet18", "resnext50_32x4d", "densenet121", "regnet_y_400mf")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TORCHVISION)]
+)
 def test_counts_are_torchvisions(name):
     cost = model_info(name).cost
     parameters, statistics, tensors, macs, activations = TORCHVISION[name]

@@ -99,7 +99,7 @@ DEEPER |= set(list_models("regnet_*")) - {"regnet_x_400mf", "regnet_x_8gf", "reg
             (name, *case)
             for name, case in zip(sorted(set(list_models()) - DEEPER), itertools.cycle(CASES), strict=False)
         ],
-        every=3,
+        every=5,
     ),
 )
 def test_values_and_gradients_of_every_kind_of_network(name, channels, num_classes, dtype):

@@ -9,7 +9,7 @@ from tests.marks import sampled
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", sampled(list_models(), every=5))
+@pytest.mark.parametrize("name", sampled(list_models(), every=9))
 def test_every_network_and_its_gradient_lower_for_cuda_and_tpu(name, dtype):
     model = create_model(name, dtype=dtype)
     images = jax.ShapeDtypeStruct((2, *model_info(name).input_shape), jnp.float32)

@@ -30,7 +30,12 @@ NETS = {
     "anynet": (33, 3, {"stages": ((1, 16, 8), (1, 32, 8))}),
 }
 every_family = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "lenet5" else pytest.mark.slow) for name in NETS]
+    "name",
+    [
+        "lenet5",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in NETS if name not in ("lenet5", "googlenet")),
+        pytest.param("googlenet", marks=(pytest.mark.slow, pytest.mark.exhaustive)),  # XLA takes its time over it
+    ],
 )
 
 
@@ -147,7 +152,7 @@ DEFAULT = {
     ("name", "placement"),
     [
         *sorted(DEFAULT),
-        *sampled([pair for pair in itertools.product(NETS, PLACEMENTS) if pair not in DEFAULT], every=8),
+        *sampled([pair for pair in itertools.product(NETS, PLACEMENTS) if pair not in DEFAULT], every=12),
     ],
 )
 def test_every_placement_gives_the_numbers_of_one_device(name, placement, x64):

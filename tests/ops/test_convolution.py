@@ -66,7 +66,7 @@ def value_and_gradients(convolve, x, kernel):
     return jax.jit(run)(x, kernel)
 
 
-@pytest.fixture(params=["YNNPACK", "YNNPACK, large maps", "Eigen"])
+@pytest.fixture(params=["YNNPACK", pytest.param("YNNPACK, large maps", marks=pytest.mark.slow), "Eigen"])
 def library(request, monkeypatch):
     """The library that the process has for convolutions: what is traced is for that one, and computes anywhere."""
     monkeypatch.setenv("XLA_FLAGS", launch.YNNPACK_FOR_SUMS if request.param == "Eigen" else "")

@@ -15,6 +15,7 @@ from flaxcnn import create_model
 from flaxcnn.training.compilation import in_haste, jit_in_haste
 from flaxcnn.training.state import create_state
 from tests.conftest import ROOT
+from tests.marks import sampled
 
 # The tests themselves run with less optimisation; these are XLA's defaults.
 FULL = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
@@ -34,8 +35,7 @@ def test_draws_in_haste_are_those_of_full_optimisation():
     assert initialised_alike(create)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lenet5", "alexnet", "googlenet", "resnet20", "regnet_x_400mf"])
+@pytest.mark.parametrize("name", sampled(["resnet20", "alexnet", "googlenet", "lenet5", "regnet_x_400mf"], every=3))
 def test_networks_initialised_in_haste_are_those_of_full_optimisation(name):
     model = create_model(name, num_classes=10)
     shape = {"lenet5": (28, 28, 1), "resnet20": (32, 32, 3)}.get(name, (64, 64, 3))

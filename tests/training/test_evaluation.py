@@ -61,10 +61,9 @@ def test_eight_devices_count_the_same(dataset, name, batch_size):
     np.testing.assert_array_equal(result.confusion, expected.confusion)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("name", "devices", "batch_size"),
-    [("jit", 1, 100), ("shard_map", 2, 100), ("pmap", 2, 7), ("shard_map", 8, 256)],
+    ("name", "devices", "batch_size", "workers"),
+    [("jit", 1, 100, 0), ("shard_map", 2, 100, 2), ("pmap", 2, 7, 0), ("shard_map", 8, 256, 0)],
 )
 def test_a_stream_counts_the_same(dataset, monkeypatch, name, devices, batch_size, workers):
     few = Pictures(dataset.images[:1003], dataset.labels[:1003])

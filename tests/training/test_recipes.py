@@ -360,7 +360,7 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("path", sampled([*PUBLISHED, OWN_PICTURES], every=5))
+@pytest.mark.parametrize("path", sampled([*PUBLISHED, OWN_PICTURES], every=9))
 def test_every_published_recipe_takes_two_steps_and_evaluates(path, monkeypatch, quickly_compiled, tmp_path):
     config, data_set = load(path)
     shrink(config, monkeypatch)
@@ -393,8 +393,7 @@ def sixteen_digits(size):
     return jax.image.resize(images, (16, size, size, 1), "bilinear"), jnp.asarray(digits.target[:16])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", FAMILIES)
+@pytest.mark.parametrize("path", sampled(FAMILIES, every=2))
 def test_every_family_learns_sixteen_images_by_heart(path):
     config = load_config(ROOT / path)
     model = create_model(config.model.name, num_classes=10, **config.model.options.to_dict())
@@ -434,8 +433,7 @@ def test_every_family_learns_sixteen_images_by_heart(path):
     pytest.fail(f"after 3,000 steps {accuracy(params, batch_stats):.2f} of the images are right")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", SMALL)
+@pytest.mark.parametrize("path", sampled(SMALL, every=3))
 def test_every_small_recipe_runs_from_end_to_end(path, data_dir, tmp_path):
     config = load_config(ROOT / path)
     config.data.name, config.data.data_dir = "digits", str(data_dir)

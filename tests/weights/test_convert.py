@@ -14,7 +14,7 @@ from flaxcnn.weights import from_torch, to_torch
 from flaxcnn.weights.convert import torch_shapes
 from tests.marks import sampled
 
-QUICK = ("alexnet", "googlenet", "resnet18", "densenet121", "regnet_y_400mf")
+QUICK = ("googlenet", "regnet_y_400mf")
 
 
 def numbered(shapes, dtype=np.float32):
