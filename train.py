@@ -7,18 +7,16 @@ continues where it stopped. --help lists every key.
 import sys
 from pathlib import Path
 
-from flaxcnn import launch
+from flaxcnn import UserError, flags
+from flaxcnn.errors import escape_unencodable_output, quiet_on_closed_pipe
+from flaxcnn.training import distributed, loop
 
-DEFAULT = Path(__file__).parent / "configs" / "digits_lenet5.py"
+# A program that Python reads from its standard input has no file; it is in the current folder then.
+DEFAULT = Path(globals().get("__file__", "train.py")).parent / "configs" / "digits_lenet5.py"
 
 
 def main(argv: list[str]) -> int:
     """Runs what the command line asks for; returns the exit code."""
-    # Here, because imported above they would be imported twice.
-    from flaxcnn import UserError, flags
-    from flaxcnn.errors import escape_unencodable_output, quiet_on_closed_pipe
-    from flaxcnn.training import distributed, loop
-
     escape_unencodable_output()
     try:
         with quiet_on_closed_pipe():
@@ -38,5 +36,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    launch.prepare_process()
     sys.exit(main(sys.argv))

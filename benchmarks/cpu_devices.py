@@ -20,7 +20,6 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.turns import Run, speed_ratios, steps_for, take_turns
-from flaxcnn import launch
 
 # Network, options, image size, channels, batch size.
 CASES = (
@@ -136,5 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.prepare_process()  # as train.py does
     main()

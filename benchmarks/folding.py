@@ -21,7 +21,6 @@ import numpy as np
 import flaxcnn
 from benchmarks import machine
 from benchmarks.turns import Run, calls_of, speed_ratios, steps_for, take_turns
-from flaxcnn import launch
 
 SIZE = 224
 SECONDS = 0.5  # of a network in a turn, about
@@ -89,5 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.prepare_process()  # as `python -m flaxcnn` does
     main()

@@ -7,14 +7,12 @@ from benchmarks.records import Records, Row, table
 LABELS = {
     "ours": "flaxcnn",
     "stock": "stock Flax",
-    "stock_prepared": "stock Flax, prepared",
     "keras": "Keras on JAX",
     "torch": "torch",
     "torch_compile": "torch.compile",
 }
 COLORS = {
     "stock": "#9ecae1",
-    "stock_prepared": "#3182bd",
     "keras": "#d62728",
     "torch": "#fdae6b",
     "torch_compile": "#e6550d",

@@ -32,7 +32,6 @@ from flaxcnn.errors import UserError, first_line
 SYSTEMS = {
     "ours": ("flax_networks", None),
     "stock": ("flax_networks", None),
-    "stock_prepared": ("flax_networks", None),
     "keras": ("keras_networks", "keras_python"),
     "torch": ("torch_networks", "torch_python"),
     "torch_compile": ("torch_networks", "torch_python"),

@@ -1,7 +1,6 @@
 """Times each operation of flaxcnn against its stock twin, over the shapes that the networks give it.
 
     python -m benchmarks.operations --batch 32 --minutes 20
-    python -m benchmarks.operations --process bare
 
 docs/performance.md says what is measured, and how. Results are merged into the files of --output; what was measured
 at this commit already is left out, so that the same command goes on where --minutes ended it.
@@ -26,14 +25,11 @@ from benchmarks import machine, stock
 from benchmarks.networks import NETWORKS
 from benchmarks.records import Records, Row, default_output, table
 from benchmarks.turns import quartiles, speed_ratios, steps_for, take_turns
-from flaxcnn import launch
 from flaxcnn.errors import UserError, first_line
 
 Array = jax.Array
-KEYS = ("call", "part", "dtype", "process")
+KEYS = ("call", "part", "dtype")
 PARTS = ("forward", "with gradient")
-# How JAX computes on a CPU: as train.py sets its process up, or as it comes. One command measures one of the two.
-PROCESSES = ("prepared", "bare")
 TURNS, FEWER_TURNS = 9, 3
 MARKED_BELOW = 0.95
 LONGER = 8
@@ -163,7 +159,7 @@ def _with_gradient(function: Callable, cotangent: Array, *arrays: Array) -> tupl
 
 
 def markdown(rows: list[Row]) -> str:
-    """Returns a table for each dtype, process and part, the slowest calls first; rows below 0.95 are bold."""
+    """Returns a table for each dtype and part, the slowest calls first; rows below 0.95 are bold."""
     text = (
         "`ratio` is how many times as fast ours was as the stock operation, in the same turns; in brackets the\n"
         f"quartiles over the turns. **Bold** is below {MARKED_BELOW}. Where both are compiled to the same program\n"
@@ -171,7 +167,7 @@ def markdown(rows: list[Row]) -> str:
     )
     sections: dict[str, list[Row]] = {}
     for row in rows:
-        title = f"{row['part'].capitalize()}, {row['dtype']}, {row['process']} process"
+        title = f"{row['part'].capitalize()}, {row['dtype']}"
         sections.setdefault(title, []).append(row)
     for title, members in sections.items():
         lines = []
@@ -199,7 +195,6 @@ def _parse() -> argparse.Namespace:
     add("--seconds", type=float, default=2.0, help="about so long is each call measured (2)")
     add("--minutes", type=float, default=20.0, help="after so long no further call is begun (20)")
     add("--dtype", choices=TOLERANCES, default="float32")
-    add("--process", choices=PROCESSES, default="prepared", help="set up as train.py is (prepared), or bare")
     add("--output", type=Path, help="of the files, without ending (benchmarks/results/operations-DEVICE)")
     return parser.parse_args()
 
@@ -216,7 +211,7 @@ def main(flags: argparse.Namespace) -> None:
             calls.setdefault(text, call)
             networks.setdefault(text, []).append(network)
     rows = [
-        {"call": text, "part": part, "dtype": flags.dtype, "process": flags.process, "networks": networks[text]}
+        {"call": text, "part": part, "dtype": flags.dtype, "networks": networks[text]}
         for text in calls
         for part in PARTS
     ]
@@ -246,8 +241,6 @@ def main(flags: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     flags = _parse()
-    if flags.process == "prepared":
-        launch.prepare_process()
     try:
         main(flags)
     except UserError as error:

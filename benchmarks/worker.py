@@ -12,7 +12,6 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.systems.serve import Task
-from flaxcnn import launch
 
 
 class Failure(Exception):
@@ -42,8 +41,6 @@ class Worker:
             "OMP_NUM_THREADS": str(task.threads),
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
-        if task.system in ("ours", "stock_prepared"):
-            environment |= launch.settings()  # as train.py and `python -m flaxcnn` have
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed on exit
         try:
             self._process = subprocess.Popen(

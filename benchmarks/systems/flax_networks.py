@@ -118,7 +118,7 @@ class FlaxSystem(JaxSystem):
 
 
 def prepare(task: Task) -> System:
-    """Prepares "ours", "stock" or "stock_prepared", whose process differs."""
+    """Prepares "ours" or "stock"."""
     if task.system == "ours" and task.mode == "training":
         return OursTraining(task)
     return FlaxSystem(task, "ours" if task.system == "ours" else "stock")

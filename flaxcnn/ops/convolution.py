@@ -1,5 +1,6 @@
 """Convolution of NHWC feature maps, on each platform by the way that is quick there."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import batching
 
-from flaxcnn.ops import cpu_convolution
-from flaxcnn.ops.geometry import Geometry, is_wide, stock, transposed, unstrided
+from flaxcnn.ops import onednn
+from flaxcnn.ops.geometry import Geometry, stock, transposed, unstrided
 from flaxcnn.ops.primitives import Multilinear, fold_into_rows, is_split, mapped_by_stock, mapped_size
 
 Array = jax.Array
@@ -86,19 +87,13 @@ def _derived(
     return transposed(lambda kernel: convolve(other, kernel, geometry), shape, gradient)
 
 
-def _on_cpu(result: str, shape: tuple[int, ...], *operands: Array, geometry: Geometry) -> Array:
-    input_shape = shape if result == INPUT else operands[0].shape
-    if not is_wide(operands[0]) or input_shape[1:3] == (1, 1):  # there nothing is quicker than JAX's own
-        return _derived(result, shape, *operands, geometry=geometry, convolve=stock)
-    if result == OUTPUT:
-        return cpu_convolution.convolve(*operands, geometry)
-    if result == INPUT:
-        return cpu_convolution.input_gradient(shape, *operands, geometry)
-    return cpu_convolution.kernel_gradient(*operands, shape, geometry)
-
-
 _convolution = Multilinear(
-    "flaxcnn_convolution", (INPUT, KERNEL, OUTPUT), stock=stock, default=_derived, cpu=_on_cpu
+    "flaxcnn_convolution",
+    (INPUT, KERNEL, OUTPUT),
+    stock=stock,
+    default=_derived,
+    cpu=functools.partial(_derived, convolve=stock),
+    engine=onednn.convolution,
 )
 
 

@@ -48,6 +48,7 @@ def primitive(
     result_type: Callable[..., Array],
     default: Callable[..., Array],
     cpu: Callable[..., Array],
+    engine: Callable[..., Array | None] | None = None,
 ) -> Primitive:
     """Returns a primitive with one result, called by `bind`; derivatives and `vmap` are still to be defined.
 
@@ -56,6 +57,7 @@ def primitive(
       result_type: what has the shape, dtype and placement of the result, from JAX's operations; never computed.
       default: what computes it, `default(*operands, **params)`.
       cpu: what computes it on CPUs.
+      engine: what computes it there instead by a call that XLA cannot see into; None of it where there is none.
     """
     new = Primitive(name)
     new.def_impl(functools.partial(xla.apply_primitive, new))
@@ -65,14 +67,19 @@ def primitive(
         return type_of(result_type, *types, **params)
 
     mlir.register_lowering(new, _lowering(default))
-    mlir.register_lowering(new, _lowering(cpu), platform="cpu")
+    mlir.register_lowering(new, _lowering(cpu, engine), platform="cpu")
     return new
 
 
-def _lowering(compute: Callable[..., Array]) -> Callable:
-    lower = mlir.lower_fun(compute, multiple_results=False)
+def _lowering(compute: Callable[..., Array], engine: Callable[..., Array | None] | None = None) -> Callable:
+    def preferred(*operands: Array, **params: Any) -> Array:
+        result = engine(*operands, **params) if engine else None
+        return compute(*operands, **params) if result is None else result
+
+    by_operations, by_engine = (mlir.lower_fun(way, multiple_results=False) for way in (compute, preferred))
 
     def rule(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+        lower = by_engine if engine and _is_for_one_device(context.module_context) else by_operations
         # Types are settled by now, and the partitioner sees the operations themselves: traced for plain arrays,
         # they may cut and join axes as they like.
         with use_abstract_mesh(AbstractMesh((), ())):
@@ -80,6 +87,16 @@ def _lowering(compute: Callable[..., Array]) -> Callable:
             return lower(context.replace(avals_in=plain), *operands, **params)
 
     return rule
+
+
+def _is_for_one_device(module: mlir.ModuleContext) -> bool:
+    """Returns whether each device of this process runs a program as it is: neither exported nor partitioned."""
+    axes = module.axis_context
+    if module.lowering_parameters.for_export:
+        return False
+    if hasattr(axes, "manual_axes"):  # within `shard_map`
+        return all(size == 1 or name in axes.manual_axes for name, size in axes.mesh.shape.items())
+    return getattr(axes, "num_devices", 1) == 1
 
 
 def type_of(function: Callable[..., Array], *types: ShapedArray, **params: Any) -> ShapedArray:
@@ -175,6 +192,7 @@ class Multilinear:
         stock: Callable[..., Array],
         default: Callable[..., Array],
         cpu: Callable[..., Array],
+        engine: Callable[..., Array | None] | None = None,
         residuals: int = 0,
     ):
         """Defines the primitive.
@@ -186,6 +204,7 @@ class Multilinear:
           default: what computes it, `default(result, shape, *operands, **params)`; `result` names the argument with
             respect to which the form is derived, and `shape` is the shape of this argument.
           cpu: the same on CPUs.
+          engine: the same there by a call that XLA cannot see into, or None where there is none.
           residuals: number of operands before the arguments.
         """
         self._arguments, self._residuals, self._stock = arguments, residuals, stock
@@ -194,6 +213,7 @@ class Multilinear:
             result_type=_result_type,
             default=functools.partial(_computed, default),
             cpu=functools.partial(_computed, cpu),
+            engine=functools.partial(_computed, engine) if engine else None,
         )
         count = residuals + len(arguments) - 1
         rules = [None if i < residuals else functools.partial(self._tangent, i) for i in range(count)]
@@ -258,13 +278,13 @@ def _result_type(*operands: Array, shape: tuple[int, ...], sharding: NamedShardi
 
 
 def _computed(
-    compute: Callable[..., Array],
+    compute: Callable[..., Array | None],
     *operands: Array,
     result: str,
     shape: tuple[int, ...],
     sharding: NamedSharding | None,
     **params: Any,
-) -> Array:
+) -> Array | None:
     if any(0 in operand.shape for operand in operands):
         return jnp.zeros(shape, operands[-1].dtype)
     return compute(result, shape, *operands, **params)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from flaxcnn.models import cost
+from flaxcnn.ops import onednn
 from flaxcnn.training import memory
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.feed import Data, Split, assemble
@@ -127,6 +128,7 @@ def make_take_steps(
         "strategy": strategy.name,
         "devices": strategy.num_devices,
         "device_kind": strategy.device.device_kind,
+        "convolutions": onednn.describe() if strategy.device.platform == "cpu" else None,
         "processes": jax.process_count(),
         "images_per_device": plan.share,
         "micro_batches": micro_batches,
@@ -144,9 +146,11 @@ def describe(execution: Mapping[str, Any]) -> str:
     each = f", {execution['images_per_device']} images each" if devices > 1 else ""
     each += f" in {parts} micro-batches" if parts > 1 else ""
     each += f", {execution['steps_at_once']} steps at once" if execution["steps_at_once"] > 1 else ""
+    engine = f"; convolutions by {execution['convolutions']}" if execution["convolutions"] else ""
     processes = f" of {execution['processes']} processes" if execution["processes"] > 1 else ""
     needed, there_is = memory.as_text(execution["step_bytes"]), memory.as_text(execution["device_bytes"])
     return (
         f"{execution['strategy']} on {devices} {execution['device_kind']} device{'s'[: devices > 1]}{processes}"
-        f"{each}; compiled in {execution['compile_seconds']:.1f} s; a step takes {needed} of a device's {there_is}"
+        f"{each}{engine}; compiled in {execution['compile_seconds']:.1f} s; "
+        f"a step takes {needed} of a device's {there_is}"
     )
