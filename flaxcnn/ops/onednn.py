@@ -227,6 +227,16 @@ class _Call(NamedTuple):
     groups: int
 
     @property
+    def has_pixels_for_all_places(self) -> bool:
+        """Whether no place of the kernel sees padding alone: in bfloat16 its gradient would be left unwritten."""
+        axes = zip(self.input[1:3], self.kernel, self.output[1:3], self.strides, self.paddings, strict=False)
+        return all(
+            any(0 <= number * stride + place - before < size for number in range(windows))
+            for size, window, windows, stride, (before, _) in axes
+            for place in range(window)
+        )
+
+    @property
     def key(self) -> int:
         """A number for it, the same in every process."""
         return int.from_bytes(
@@ -350,6 +360,8 @@ _MAKING = threading.Lock()
 @functools.cache
 def _is_served(call: _Call) -> bool:
     """Returns whether the library has a quick program for a call, which from now on is there."""
+    if call.result == "kernel" and not call.has_pixels_for_all_places:
+        return False
     with _MAKING:
         try:
             made = _Convolution(library(), call)

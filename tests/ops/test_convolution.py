@@ -44,6 +44,9 @@ CASES = [
     (5, 6, 40, 1, 20, 1, 0, 4),
     (7, 6, 40, 1, 20, 2, 0, 4),
     (3, 3, 512, 1, 4, 1, 0, 1),
+    (1, 1, 64, 2, 32, 2, 1, 4),  # places of the kernel that see no pixel
+    (8, 1, 16, 3, 8, 4, 1, 4),
+    (2, 3, 24, 7, 16, 3, 3, 1),
     (2, 1, 128, 1, 100, 1, 0, 1),  # more numbers in the kernel than positions
 ]
 

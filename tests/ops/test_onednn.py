@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from flaxcnn.ops.convolution import convolution
 from tests.ops.test_convolution import CASES, GROUPED, PLAIN, arguments, value_and_gradients
 
 needs_library = pytest.mark.skipif(onednn.library() is None, reason="oneDNN is not installed")
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 DEPTHWISE = (12, 13, 32, 3, 32, 1, 1, 32)
 
 
@@ -39,6 +41,21 @@ def test_what_is_computed_by_the_library():
     with stock_operations():
         assert calls(run, x, kernel) == 0
     assert "custom_call" not in jax.export.export(jax.jit(run))(x, kernel).mlir_module()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [PLAIN, GROUPED, DEPTHWISE, CASES[-3], CASES[-2], CASES[-1]], ids=str)
+def test_what_the_shared_space_held_before_does_not_matter(case, dtype):
+    x, kernel, convolve = applied(case, dtype)
+    run = jax.jit(functools.partial(value_and_gradients, convolve)).lower(x, kernel).compile()
+    results = []
+    for byte in (0, 255):  # zeros, and what is not a number
+        onednn.library()._space[:] = byte
+        results.append(jax.device_get(run(x, kernel)))
+    for one, other in zip(*results, strict=True):
+        assert np.isfinite(one.astype(np.float32)).all()
+        np.testing.assert_array_equal(one, other)
 
 
 def test_without_the_library_jax_computes(monkeypatch):
@@ -129,6 +146,21 @@ def test_a_process_may_end_before_its_programs():
     """
     ended = python(code)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
+
+
+@needs_library
+@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="this kernel has no large pages")
+def test_large_results_lie_in_large_pages():
+    code = """
+        import jax, jax.numpy as jnp
+        from flaxcnn.ops.convolution import convolution
+        x, kernel = jnp.ones((4, 64, 64, 64)), jnp.ones((1, 1, 64, 1024))
+        run = jax.jit(lambda x, kernel: convolution(x, kernel, (1, 1), ((0, 0), (0, 0))))
+        y = run(x, kernel).block_until_ready()
+        lines = open("/proc/self/smaps_rollup").read().splitlines()
+        print(next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages")) * 1024 / y.nbytes)
+    """
+    assert float(python(code).stdout) > 0.9
 
 
 @needs_library

@@ -529,7 +529,7 @@ def test_a_run_says_how_it_runs(config, tmp_path, console):
     config.duration, config.parallel.strategy, config.parallel.micro_batches = "1 steps", "shard_map", 2
     loop.fit(config, tmp_path / "run", console=console)
     how = r"shard_map on 8 cpu devices, 8 images each in 2 micro-batches"
-    cost = r"; compiled in [\d.]+ s; a step takes [\d.]+ MiB of a device's [\d.]+ GiB"
+    cost = r"; convolutions by [^;]+; compiled in [\d.]+ s; a step takes [\d.]+ MiB of a device's [\d.]+ GiB"
     assert re.search(how + cost, console.file.getvalue())
     execution = json.loads((tmp_path / "run" / "run.json").read_text())["execution"]
     assert (execution["devices"], execution["micro_batches"], execution["processes"]) == (8, 2, 1)
