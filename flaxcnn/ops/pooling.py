@@ -283,7 +283,8 @@ def _summed_on_cpu(result: str, shape: tuple[int, ...], x: Array, window: int) -
     # XLA:CPU gives sums over axes to a library, and with them what they are sums of, convolutions included. The
     # gradient of such a sum is a fraction of the work of that of places.
     if result == "output" and window**2 <= PLACES:
-        return functools.reduce(jax.lax.add, _places(x, (window, window), window))
+        # By the barrier x is memory: computed within the sum, place by place, an activation is not vectorised.
+        return functools.reduce(jax.lax.add, _places(jax.lax.optimization_barrier(x), (window, window), window))
     return _summed(result, shape, x, window)
 
 
