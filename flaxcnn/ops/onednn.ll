@@ -193,7 +193,7 @@ fail: ; an internal error, 13
   %create.at = getelementptr %api, ptr %api, i64 0, i32 4
   %create = load ptr, ptr %create.at
   %error = alloca %error
-  store %error { i64 36, ptr null, ptr @refused, i32 13 }, ptr %error
+  store %error { i64 28, ptr null, ptr @refused, i32 13 }, ptr %error
   %made = call ptr %create(ptr %error)
   ret ptr %made
 }

@@ -86,7 +86,8 @@ class Library:
         self.engine = self.new("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
         self.attributes = self.new("dnnl_primitive_attr_create")
         self.do("dnnl_primitive_attr_set_scratchpad_mode", self.attributes, _SCRATCHPAD_IS_OURS)
-        self.threads = int(os.environ.get("OMP_NUM_THREADS") or available_cores())
+        # OpenMP takes a list, of which what comes after the first is for threads within threads.
+        self.threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or available_cores())
         self._slots, self._used, self._kept, self._space = (_Slot * SLOTS)(), 0, [], np.empty(0, np.uint8)
         # A program keeps all cores busy, so that two at a time would only be in each other's way.
         self._shared = _Shared(
@@ -126,10 +127,13 @@ class Library:
         """Returns whether two layouts are the same."""
         return bool(self._functions.dnnl_memory_desc_equal(layout, other))
 
-    def add(self, key: int, convolution: "_Convolution") -> bool:
-        """Has calls with a key run a convolution; returns whether there is room for it."""
-        if self._used >= SLOTS // 2:
-            return False
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another convolution."""
+        return self._used >= SLOTS // 2
+
+    def add(self, key: int, convolution: "_Convolution") -> None:
+        """Has calls with a key run a convolution."""
         self._used += 1
         program = convolution.program()
         self._kept.append((convolution, program))
@@ -140,7 +144,6 @@ class Library:
             slot = (slot + 1) % SLOTS
         self._slots[slot].key = key
         self._slots[slot].program = ctypes.addressof(program)  # last, because by it the slot counts as filled
-        return True
 
     def _grow(self, size: int) -> None:
         """Makes the space larger in which programs have their copies, while none of them runs."""
@@ -204,7 +207,7 @@ def library() -> Library | None:
 def describe() -> str:
     """Returns what computes convolutions on CPUs: the library with its version and cores, or XLA."""
     loaded = library()
-    return f"oneDNN {loaded.version} on {loaded.threads} cores" if loaded else "XLA"
+    return f"oneDNN {loaded.version} on {loaded.threads} core{'s'[: loaded.threads > 1]}" if loaded else "XLA"
 
 
 class _Call(NamedTuple):
@@ -254,7 +257,7 @@ class _Convolution:
         """Makes the steps.
 
         Raises:
-          RuntimeError: the library cannot do it.
+          RuntimeError: the library has no quick way for it.
         """
         self._library, self.size = library, 0
         self._outside, self._inside, self._arguments = [], [], []
@@ -272,8 +275,8 @@ class _Convolution:
             made = self._describe("backward_weights", _DIRECT, x, kernel, None, y, *geometry, made)
         name = ctypes.c_char_p()
         library.do("dnnl_primitive_desc_query", made, _NAME_OF, 0, ctypes.byref(name))
-        # The library has a plain loop for what it has no quick way for.
-        self.is_quick = not (name.value or b"ref").startswith(b"ref")
+        if (name.value or b"ref").startswith(b"ref"):
+            raise RuntimeError("the library has a plain loop for it alone")
 
         before, arguments, after = [], {}, []
         for array in (*(array for array in _ARRAYS if array != call.result), call.result):
@@ -363,11 +366,13 @@ def _is_served(call: _Call) -> bool:
     if call.result == "kernel" and not call.has_pixels_for_all_places:
         return False
     with _MAKING:
+        if library().is_full:
+            return False
         try:
-            made = _Convolution(library(), call)
-            return made.is_quick and library().add(call.key, made)
+            library().add(call.key, _Convolution(library(), call))
         except RuntimeError:
             return False
+        return True
 
 
 def convolution(result: str, shape: tuple[int, ...], *operands: Array, geometry: Geometry) -> Array | None:

@@ -73,7 +73,7 @@ def primitive(
 
 def _lowering(compute: Callable[..., Array], engine: Callable[..., Array | None] | None = None) -> Callable:
     def preferred(*operands: Array, **params: Any) -> Array:
-        result = engine(*operands, **params) if engine else None
+        result = engine(*operands, **params)
         return compute(*operands, **params) if result is None else result
 
     by_operations, by_engine = (mlir.lower_fun(way, multiple_results=False) for way in (compute, preferred))

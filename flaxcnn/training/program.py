@@ -124,11 +124,12 @@ def make_take_steps(
             return program(carry, data, given)
         return program(carry, data, given, strategy.replicate(np.asarray(count, np.int32)))
 
+    on_cpu, is_partitioned = strategy.device.platform == "cpu", strategy.name == "jit" and strategy.num_devices > 1
     return take_steps, {
         "strategy": strategy.name,
         "devices": strategy.num_devices,
         "device_kind": strategy.device.device_kind,
-        "convolutions": onednn.describe() if strategy.device.platform == "cpu" else None,
+        "convolutions": onednn.describe() if on_cpu and not is_partitioned else None,
         "processes": jax.process_count(),
         "images_per_device": plan.share,
         "micro_batches": micro_batches,

@@ -13,6 +13,7 @@ from tests.marks import sampled
 
 PLAIN = (7, 6, 3, 3, 5, 1, 1, 1)
 GROUPED = (6, 5, 80, 3, 80, 2, 1, 10)
+DEPTHWISE = (12, 13, 32, 3, 32, 1, 1, 32)
 # (height, width, channels, kernel size, features, stride, padding, groups)
 CASES = [
     (7, 6, 3, 1, 5, 1, 0, 1),
@@ -40,7 +41,7 @@ CASES = [
     (9, 8, 32, 3, 16, 2, 1, 4),
     (5, 5, 96, 3, 48, 1, 1, 2),
     (5, 5, 70, 3, 140, 1, 1, 70),  # depthwise, two features each
-    (12, 13, 32, 3, 32, 1, 1, 32),  # depthwise
+    DEPTHWISE,
     (9, 9, 24, 7, 24, 1, 3, 24),
     (5, 6, 40, 1, 20, 1, 0, 4),
     (7, 6, 40, 1, 20, 2, 0, 4),

@@ -17,11 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 from flaxcnn.ops import onednn, stock_operations
 from flaxcnn.ops.convolution import convolution
-from tests.ops.test_convolution import CASES, GROUPED, PLAIN, arguments, value_and_gradients
+from tests.ops.test_convolution import CASES, DEPTHWISE, GROUPED, PLAIN, arguments, value_and_gradients
 
 needs_library = pytest.mark.skipif(onednn.library() is None, reason="oneDNN is not installed")
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-DEPTHWISE = (12, 13, 32, 3, 32, 1, 1, 32)
 
 
 def applied(case, dtype):
@@ -165,7 +164,7 @@ def test_large_results_lie_in_large_pages():
 
 @needs_library
 @pytest.mark.slow
-def test_memory_does_not_grow_with_calls_or_shapes():
+def test_memory_does_not_grow_with_calls():
     code = """
         import jax, numpy as np
         from flaxcnn.ops import onednn
