@@ -15,7 +15,7 @@ from benchmarks.systems.serve import Task
 
 WEIGHT_DECAY, MOMENTUM, LEARNING_RATE = 1e-4, 0.9, 1e-3  # of every system
 # By what is in the name and the opcode of an operation of XLA.
-KINDS = {"convolution": "conv", "product": r"dot|gemm", "sum": r"ynn_fusion|reduce"}
+KINDS = {"convolution": "conv|ffi_call", "product": r"dot|gemm", "sum": r"ynn_fusion|reduce"}
 
 
 def random_batch(task: Task, dtype: str) -> tuple[np.ndarray, np.ndarray]:

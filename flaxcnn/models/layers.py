@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers
+from flaxcnn.models.batch_norm import BatchNorm
 from flaxcnn.ops.convolution import convolution
 from flaxcnn.ops.pooling import average_pool, max_pool
 
@@ -27,9 +28,6 @@ Pooling = Callable[[Array], Array]
 Norm = Callable[..., Callable[[Array], Array]]
 # A constructor of layers with the network's own fields (dtypes, norm, mode) filled in, as blocks are given it.
 Layer = Callable[..., nn.Module]
-
-# torch's momentum 0.1 is linen's 0.9 (the share of the old statistic that is kept); linen's default is 0.99.
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 def group_norm(**fields: Any) -> Callable[[Array], Array]:

@@ -171,7 +171,7 @@ def test_results_of_a_mapped_call_lie_where_its_arguments_do(name, spec):
         x = jax.device_put(x, NamedSharding(mesh, spec))
         found = jax.jit(run)(x)
         for one, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+            assert_close(one, other, 1e-5)
             assert P(*jax.typeof(one).sharding.spec[: len(spec)]) == spec
 
 
