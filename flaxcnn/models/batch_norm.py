@@ -53,8 +53,8 @@ class BatchNorm(nn.BatchNorm):
     def _statistics(self, x: Array) -> tuple[Array, Array]:
         """Returns the mean (C,) and the variance (C,) of a batch (..., C), of all devices if `axis_name` is set."""
 
-        def mean_of(*arrays: Array) -> Array:
-            means = jnp.stack([array.mean(range(x.ndim - 1)) for array in arrays])
+        def mean_of(*arrays: Array) -> tuple[Array, ...]:
+            means = tuple(array.mean(range(x.ndim - 1)) for array in arrays)
             if self.axis_name is None or self.is_initializing():
                 return means
             return jax.lax.pmean(means, self.axis_name, axis_index_groups=self.axis_index_groups)

@@ -16,10 +16,10 @@
 %frame = type { i64, ptr, ptr, ptr, i32, %buffers, %buffers, %attributes }
 
 %slot = type { i64, ptr }                            ; a key, and its program
-%program = type { ptr, i64, ptr, i64, ptr, i64 }     ; outside; number of inside, inside; of steps, steps; bytes
+%program = type { ptr, i64, ptr, i64, ptr, i64, i32 } ; outside; number of inside, inside; of steps, steps; bytes; threads
 %inside = type { ptr, i64 }                          ; an array of the library, and its offset in the shared space
 %step = type { ptr, i32, ptr }                       ; a primitive, number of arguments, arguments
-%shared = type { [64 x i8], ptr, ptr, ptr, i64, i32 } ; lock, stream, space, slots, number of slots less one, threads
+%shared = type { [64 x i8], ptr, ptr, ptr, i64 }     ; lock, stream, space, slots, number of slots less one
 
 @shared = external global %shared
 @refused = private constant [31 x i8] c"oneDNN could not run a program\00"
@@ -85,7 +85,7 @@ probe.next:
 
 lock:
   %ignored = call i32 @pthread_mutex_lock(ptr @shared)
-  %threads.at = getelementptr %shared, ptr @shared, i64 0, i32 5
+  %threads.at = getelementptr %program, ptr %program, i64 0, i32 6
   %threads = load i32, ptr %threads.at
   call void @omp_set_num_threads(i32 %threads)
   %outside = load ptr, ptr %program

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ SHARE = Path("/sys/fs/cgroup/cpu.max")
 # Half of them are filled: a network has a few hundred convolutions and gradients, each with up to a megabyte of
 # machine code. What comes after those is left to JAX's own operations.
 SLOTS = 2**12
+
+# Multiply-adds, and values read and written, of what one core has done by the time that another one is awake.
+FEW_PRODUCTS, FEW_VALUES = 10**7, 5 * 10**5
 
 # The library's numbers, from its dnnl_types.h.
 _DTYPES = {"bfloat16": 2, "float32": 3}
@@ -55,6 +59,7 @@ _Program = _structure(
     steps=ctypes.c_int64,
     step=Handle,
     bytes=ctypes.c_int64,
+    threads=ctypes.c_int32,
 )
 _Inside = _structure("_Inside", memory=Handle, offset=ctypes.c_int64)
 _Step = _structure("_Step", primitive=Handle, count=ctypes.c_int32, arguments=Handle)
@@ -66,7 +71,6 @@ _Shared = _structure(
     space=Handle,
     slots=Handle,
     mask=ctypes.c_int64,
-    threads=ctypes.c_int32,
 )
 
 
@@ -94,7 +98,6 @@ class Library:
             stream=self.new("dnnl_stream_create", self.engine, _IN_ORDER),
             slots=ctypes.addressof(self._slots),
             mask=SLOTS - 1,
-            threads=self.threads,
         )
         self._compiled = self._compile()
 
@@ -144,6 +147,16 @@ class Library:
             slot = (slot + 1) % SLOTS
         self._slots[slot].key = key
         self._slots[slot].program = ctypes.addressof(program)  # last, because by it the slot counts as filled
+
+    @contextlib.contextmanager
+    def on(self, threads: int) -> Iterator[None]:
+        """Has what is made be made for so many threads."""
+        before = self._openmp.omp_get_max_threads()
+        self._openmp.omp_set_num_threads(threads)
+        try:
+            yield
+        finally:
+            self._openmp.omp_set_num_threads(before)
 
     def _grow(self, size: int) -> None:
         """Makes the space larger in which programs have their copies, while none of them runs."""
@@ -230,6 +243,12 @@ class _Call(NamedTuple):
     groups: int
 
     @property
+    def is_small(self) -> bool:
+        """Whether one core is as quick at it as several are."""
+        products = math.prod(self.output) * math.prod(self.kernel[:3])
+        return products < FEW_PRODUCTS and math.prod(self.input) + math.prod(self.output) < FEW_VALUES
+
+    @property
     def has_pixels_for_all_places(self) -> bool:
         """Whether no place of the kernel sees padding alone: in bfloat16 its gradient would be left unwritten."""
         axes = zip(self.input[1:3], self.kernel, self.output[1:3], self.strides, self.paddings, strict=False)
@@ -260,7 +279,13 @@ class _Convolution:
           RuntimeError: the library has no quick way for it.
         """
         self._library, self.size = library, 0
+        self._threads = 1 if call.is_small else library.threads
         self._outside, self._inside, self._arguments = [], [], []
+        with library.on(self._threads):
+            self._make(call)
+
+    def _make(self, call: _Call) -> None:
+        library = self._library
         layouts = {
             "input": self._map_layout(call.input, call.dtype),
             "output": self._map_layout(call.output, call.dtype),
@@ -302,7 +327,7 @@ class _Convolution:
             (_Step * len(self._steps))(*self._steps),
         )
         outside, inside, steps = map(ctypes.addressof, self._arrays)
-        return _Program(outside, len(self._inside), inside, len(self._steps), steps, self._bytes)
+        return _Program(outside, len(self._inside), inside, len(self._steps), steps, self._bytes, self._threads)
 
     def _map_layout(self, shape: tuple[int, ...], dtype: str) -> Handle:
         batch, height, width, channels = shape

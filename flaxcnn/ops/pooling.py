@@ -139,6 +139,9 @@ def _scatter(x: Array, gradient: Array, window: int, stride: int, paddings: Padd
     reach = (window - 1) // stride
     lattice = [-(-(size + sum(both)) // stride) for size, both in zip((height, width), paddings, strict=True)]
     frame = tuple((reach, size - windows) for size, windows in zip(lattice, (rows, columns), strict=True))
+    # By the barrier the gradient is memory: the loop that frames it has a branch for each value, and would not be
+    # vectorised. So it is with the loop that interleaves, below.
+    gradient = jax.lax.optimization_barrier(gradient)
     first, gradient = framed(first, frame, outside), framed(gradient, frame, 0)
 
     def lattice_gradient(row: int, column: int) -> Array:
@@ -158,7 +161,7 @@ def _scatter(x: Array, gradient: Array, window: int, stride: int, paddings: Padd
         lattices = jax.lax.optimization_barrier(lattices)
         result = jnp.stack([jnp.stack(columns, axis=3) for columns in lattices], axis=2)
         result = result.reshape(batch, lattice[0] * stride, lattice[1] * stride, channels)
-    return result[:, top : top + height, left : left + width]
+    return jax.lax.optimization_barrier(result[:, top : top + height, left : left + width])
 
 
 def _selected(result: str, shape: tuple[int, ...], x: Array, values: Array, **geometry: Any) -> Array:

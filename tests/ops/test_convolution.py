@@ -50,6 +50,9 @@ CASES = [
     (8, 1, 16, 3, 8, 4, 1, 4),
     (2, 3, 24, 7, 16, 3, 3, 1),
     (2, 1, 128, 1, 100, 1, 0, 1),  # more numbers in the kernel than positions
+    (24, 24, 64, 3, 64, 1, 1, 1),  # large ones, for several cores
+    (40, 40, 64, 3, 64, 1, 1, 4),
+    (56, 56, 32, 3, 32, 2, 1, 32),
 ]
 TYPICAL = [case for case in CASES if case[2] in (24, 32, 64, 80) and case[4] > 7]
 

@@ -44,7 +44,7 @@ def test_what_is_computed_by_the_library():
 
 @needs_library
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [PLAIN, GROUPED, DEPTHWISE, CASES[-3], CASES[-2], CASES[-1]], ids=str)
+@pytest.mark.parametrize("case", [PLAIN, GROUPED, DEPTHWISE, *CASES[-6:]], ids=str)
 def test_what_the_shared_space_held_before_does_not_matter(case, dtype):
     x, kernel, convolve = applied(case, dtype)
     run = jax.jit(functools.partial(value_and_gradients, convolve)).lower(x, kernel).compile()
