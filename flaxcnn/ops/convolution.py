@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import batching
 
-from flaxcnn.ops import onednn
+from flaxcnn.ops import onednn_convolution
 from flaxcnn.ops.geometry import Geometry, stock, transposed, unstrided
 from flaxcnn.ops.primitives import Multilinear, fold_into_rows, is_split, mapped_by_stock, mapped_size
 
@@ -93,7 +93,7 @@ _convolution = Multilinear(
     stock=stock,
     default=_derived,
     cpu=functools.partial(_derived, convolve=stock),
-    engine=onednn.convolution,
+    engine=onednn_convolution.convolution,
 )
 
 

@@ -1,4 +1,4 @@
-"""Where windows lie: frames around maps, and JAX's own convolution, as it is and without its stride."""
+"""Where the windows of a convolution lie, and JAX's own convolution, as it is and without its stride."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,11 +29,6 @@ class Geometry(NamedTuple):
     def is_pointwise(self, kernel_shape: tuple[int, ...]) -> bool:
         """Returns whether each output sees one pixel."""
         return kernel_shape[:2] == (1, 1) and not any(map(any, self.paddings))
-
-
-def is_wide(x: Array) -> bool:
-    """Returns whether an array is of single or double precision."""
-    return x.dtype in (jnp.float32, jnp.float64)
 
 
 def stock(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -75,14 +70,6 @@ def unstrided(x: Array, kernel: Array, geometry: Geometry) -> Array:
     kernel = kernel.reshape(kernel.shape[0] // down, down, kernel.shape[1] // right, right, channels, features)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(kernel.shape[0], kernel.shape[2], -1, features)
     return stock(x, kernel, Geometry((1, 1), tuple(paddings), precision=geometry.precision))
-
-
-def framed(x: Array, paddings: Paddings, value: float = 0) -> Array:
-    """Pads maps; in memory, because within a loop that reads it padding is a branch for each value."""
-    if not any(map(any, paddings)):
-        return x
-    config = ((0, 0, 0), *((*both, 0) for both in paddings), (0, 0, 0))
-    return jax.lax.optimization_barrier(jax.lax.pad(x, jnp.asarray(value, x.dtype), config))
 
 
 def _padded(x: Array, axis: int, both: tuple[int, int]) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.interpreters import ad
 
 from flaxcnn.errors import UserError
-from flaxcnn.ops.geometry import Paddings, framed, is_wide, transposed
+from flaxcnn.ops.geometry import Paddings, transposed
 from flaxcnn.ops.primitives import Multilinear, map_over_rows, primitive, uses_stock
 
 Array = jax.Array
@@ -50,7 +50,7 @@ def _maximum_on_cpu(x: Array, window: int, stride: int, paddings: Paddings, is_d
     rows, columns = (_stretches(n, window, stride, both) for n, both in zip(x.shape[1:3], paddings, strict=True))
     # The gradient needs the frame too, and the compiler makes it once for both.
     if is_derived or len(rows) * len(columns) > PIECES or max(map(max, paddings)) >= window:
-        return _maximum_of_places(framed(x, paddings, -jnp.inf), (window, window), stride)
+        return _maximum_of_places(_framed(x, paddings, -jnp.inf), (window, window), stride)
     return _maximum_in_pieces(x, stride, rows, columns)
 
 
@@ -108,8 +108,8 @@ def _maximum_in_pieces(x: Array, stride: int, rows: list[_Stretch], columns: lis
 
 def _select(x: Array, values: Array, window: int, stride: int, paddings: Paddings) -> Array:
     """Returns of each window the value that lies where `x` has its first maximum."""
-    maximum, *others = _places(framed(x, paddings, -jnp.inf), (window, window), stride)
-    chosen, *candidates = _places(framed(values, paddings), (window, window), stride)
+    maximum, *others = _places(_framed(x, paddings, -jnp.inf), (window, window), stride)
+    chosen, *candidates = _places(_framed(values, paddings), (window, window), stride)
     for value, candidate in zip(others, candidates, strict=True):
         more = ~(maximum >= value)
         maximum, chosen = jnp.where(more, value, maximum), jnp.where(more, candidate, chosen)
@@ -124,7 +124,7 @@ def _scatter(x: Array, gradient: Array, window: int, stride: int, paddings: Padd
     (top, _), (left, _) = paddings
     batch, height, width, channels = x.shape
     rows, columns = gradient.shape[1:3]
-    maximum, *others = _places(framed(x, paddings, -jnp.inf), (window, window), stride)
+    maximum, *others = _places(_framed(x, paddings, -jnp.inf), (window, window), stride)
     first = jnp.zeros(gradient.shape, jnp.uint8 if window < 16 else jnp.int32)
     for place, value in enumerate(others, 1):
         # As select-and-scatter compares, for which what is not a number is less than anything after it.
@@ -142,7 +142,7 @@ def _scatter(x: Array, gradient: Array, window: int, stride: int, paddings: Padd
     # By the barrier the gradient is memory: the loop that frames it has a branch for each value, and would not be
     # vectorised. So it is with the loop that interleaves, below.
     gradient = jax.lax.optimization_barrier(gradient)
-    first, gradient = framed(first, frame, outside), framed(gradient, frame, 0)
+    first, gradient = _framed(first, frame, outside), _framed(gradient, frame, 0)
 
     def lattice_gradient(row: int, column: int) -> Array:
         total = jnp.zeros((batch, *lattice, channels), gradient.dtype)
@@ -192,6 +192,14 @@ def _maximum_and_tangent(operands: tuple[Array], tangents: tuple[Array], **param
 
 
 ad.primitive_jvps[_maximum] = _maximum_and_tangent
+
+
+def _framed(x: Array, paddings: Paddings, value: float = 0) -> Array:
+    """Pads maps; in memory, because within a loop that reads it padding is a branch for each value."""
+    if not any(map(any, paddings)):
+        return x
+    config = ((0, 0, 0), *((*both, 0) for both in paddings), (0, 0, 0))
+    return jax.lax.optimization_barrier(jax.lax.pad(x, jnp.asarray(value, x.dtype), config))
 
 
 def _places(x: Array, window: tuple[int, int], stride: int) -> list[Array]:
@@ -323,7 +331,7 @@ def _averaged(result: str, shape: tuple[int, ...], x: Array) -> Array:
 
 def _averaged_on_cpu(result: str, shape: tuple[int, ...], x: Array) -> Array:
     # For a sum see `_summed_on_cpu`. Half precision has its sums in single precision.
-    if result != "output" or not is_wide(x):
+    if result != "output" or x.dtype not in (jnp.float32, jnp.float64):
         return _averaged(result, shape, x)
     batch, height, width, channels = x.shape
     weights = jnp.full((batch, height * width), 1 / (height * width), x.dtype)

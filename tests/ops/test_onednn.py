@@ -167,7 +167,6 @@ def test_large_results_lie_in_large_pages():
 def test_memory_does_not_grow_with_calls():
     code = """
         import jax, numpy as np
-        from flaxcnn.ops import onednn
         from flaxcnn.ops.convolution import convolution
 
         def held():
@@ -190,12 +189,13 @@ def test_memory_does_not_grow_with_calls():
 def test_programs_are_made_once_a_shape_and_so_many_at_most():
     code = """
         from flaxcnn.ops import onednn
+        from flaxcnn.ops.onednn_convolution import _Call, _is_served
         onednn.SLOTS = 64
         for repeat in range(2):
             shapes = [(1, 8, size, 8) for size in range(3, 43)]
             rest = (1, 1), ((1, 1), (1, 1)), 1
-            calls = [onednn._Call("output", "float32", shape, (3, 3, 8, 8), shape, *rest) for shape in shapes]
-            served = [onednn._is_served(call) for call in calls]
+            calls = [_Call("output", "float32", shape, (3, 3, 8, 8), shape, *rest) for shape in shapes]
+            served = [_is_served(call) for call in calls]
             print(served.index(False), served.count(True), onednn.library()._used)
     """
     assert python(code).stdout == "32 32 32\n" * 2
