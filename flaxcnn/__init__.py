@@ -1,30 +1,55 @@
-"""The classical convolutional networks as pure Flax linen modules, and the script that trains them."""
+"""Convolutional networks as pure Flax linen modules, and the script that trains them.
 
-import importlib
+Example:
+  >>> import flaxcnn, jax, jax.numpy as jnp
+  >>> flaxcnn.list_models("resnet*")[:3]
+  ['resnet101', 'resnet110', 'resnet152']
+  >>> model = flaxcnn.create_model("resnet18", num_classes=10)
+  >>> images = jnp.zeros((8, 64, 64, 3))
+  >>> variables = model.init(jax.random.key(0), images, train=False)
+  >>> logits = model.apply(variables, images, train=False)
+  >>> logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+  >>> model, variables = flaxcnn.load_pretrained("resnet50")  # torchvision's weights
+
+`flaxcnn.training` trains them, `flaxcnn.ops` has their operations, `flaxcnn.weights` reads and writes torch's
+files.
+"""
+
+from typing import TYPE_CHECKING
+
+from flaxcnn import lazy
+
+if TYPE_CHECKING:
+    from flaxcnn.errors import UserError
+    from flaxcnn.inference import Predictor, export, fold_batch_norm
+    from flaxcnn.models import ModelInfo, create_model, list_models, model_info
+    from flaxcnn.weights import load_pretrained
 
 __version__ = "0.1.0"
+__all__ = [
+    "ModelInfo",
+    "Predictor",
+    "UserError",
+    "create_model",
+    "export",
+    "fold_batch_norm",
+    "list_models",
+    "load_pretrained",
+    "model_info",
+]
 
-# Where each public name lies. It is imported when it is asked for, because the processes that decode pictures
-# import this package too, and must not wait for JAX.
-_HOMES = {
-    "ModelInfo": "flaxcnn.models",
-    "Predictor": "flaxcnn.inference",
-    "UserError": "flaxcnn.errors",
-    "create_model": "flaxcnn.models",
-    "export": "flaxcnn.inference",
-    "fold_batch_norm": "flaxcnn.inference",
-    "list_models": "flaxcnn.models",
-    "load_pretrained": "flaxcnn.weights",
-    "model_info": "flaxcnn.models",
-}
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+# Not imported here, because the processes that decode images import this package too, and must not wait for JAX.
+if not TYPE_CHECKING:  # a checker that saw it would take every name for one
+    __getattr__ = lazy.exports(
+        __name__,
+        {
+            "flaxcnn.errors": ("UserError",),
+            "flaxcnn.inference": ("Predictor", "export", "fold_batch_norm"),
+            "flaxcnn.models": ("ModelInfo", "create_model", "list_models", "model_info"),
+            "flaxcnn.weights": ("load_pretrained",),
+        },
+    )
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*__all__, "__version__"]

@@ -6,12 +6,23 @@ import sys
 
 import pytest
 
+import flaxcnn
+import flaxcnn.training
 from tests.conftest import ROOT
 
 HEAVY = ("tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "cv2", "sklearn", "tensorboardX", "grain")
 # Each room may import those to its right.
 ROOMS = ("cli", "flags", "training", "inference", "data", "weights", "inspect", "models", "ops", "config")
-ROOMS += ("cache", "atomic", "paths", "errors")
+ROOMS += ("cache", "atomic", "paths", "errors", "lazy")
+
+
+@pytest.mark.parametrize("package", [flaxcnn, flaxcnn.training])
+def test_public_names_are_there_and_others_are_not(package):
+    for name in package.__all__:
+        assert getattr(package, name).__module__.startswith("flaxcnn.")
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="nonsense"):
+        package.nonsense  # noqa: B018
 
 
 @pytest.mark.parametrize("statement", ["import flaxcnn", "import flaxcnn.models.lenet", "import flaxcnn.cli"])

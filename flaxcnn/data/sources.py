@@ -31,17 +31,28 @@ class Source(Protocol):
       notes: lines for the user on what was found and what was left out; none of a set that was prepared.
     """
 
-    name: str
-    split: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int | None, int | None, int]
-    notes: tuple[str, ...]
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def split(self) -> str: ...  # noqa: D102
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]: ...  # noqa: D102
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def __len__(self) -> int:
         """Returns the number of pictures."""
+        ...
 
     def items(self, indices: Sequence[int]) -> list[Any]:
         """Returns what `read` needs to find the pictures with those numbers."""
+        ...
 
     def read(self, items: Sequence[Any]) -> list[Encoded]:
         """Returns (encoded picture, label) for each item; a `BadPicture` where the file cannot be read.
@@ -49,13 +60,16 @@ class Source(Protocol):
         Raises:
           UserError: the set is damaged.
         """
+        ...
 
     @property
     def fingerprint(self) -> str:
         """Returns what tells this split from others, and from itself after pictures have come or gone."""
+        ...
 
     def describe(self, index: int) -> str:
         """Returns what a person would call the picture with that number."""
+        ...
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> Source:

@@ -1,13 +1,14 @@
 """A network as one file, which runs with JAX alone, or with ONNX: no Flax, and nothing of this package."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,17 +98,16 @@ def export(
 
             network = type(model).__name__
             made = onnx_writer.to_onnx(logits, variables, images, network=network, probabilities=probabilities)
+            save = functools.partial(onnx_writer.save, made, path, data if weight > _LARGEST else None)
         else:
-            made = jax.export.export(jax.jit(program), platforms=PLATFORMS)(images).serialize()
+            written = jax.export.export(jax.jit(program), platforms=PLATFORMS)(images).serialize()
+            save = functools.partial(write_whole, path, written)
     if is_told:
         about: dict[str, Any] = {"image_shape": list(image_shape), "dtype": dtype.name}
         about |= {"class_names": list(class_names)} if class_names else {}
         about |= {"preprocessing": dict(preprocessing)} if preprocessing else {}
         write_whole(beside, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    if is_onnx:
-        onnx_writer.save(made, path, data if weight > _LARGEST else None)
-    else:
-        write_whole(path, made)
+    save()
 
 
 def _open_shape(image_shape: tuple[int | None, int | None, int], minimum_size: int) -> tuple[Any, ...]:

@@ -11,11 +11,12 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcnn.errors import UserError
@@ -51,7 +52,7 @@ class FoldedNorm(nn.Module):
             x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale.reshape(last) + bias.reshape(last)
         elif path in self.shifted:
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-            x, bias = nn.dtypes.promote_dtype(x, bias, dtype=self.dtype)
+            x, bias = promote_dtype(x, bias, dtype=self.dtype)
             x = x + bias.reshape(last)
         return x.astype(self.dtype)
 
@@ -85,9 +86,7 @@ def fold_batch_norm(model: Network, variables: Variables) -> tuple[Network, Vari
     norms = _find_norms(model)
     if not norms:
         return model, variables
-    params, stats = (
-        flax.traverse_util.flatten_dict(variables.get(kind, {}), sep="/") for kind in ("params", "batch_stats")
-    )
+    params, stats = (_flat(variables.get(kind, {})) for kind in ("params", "batch_stats"))
 
     def take(leaves: dict[str, Array], path: str) -> Array:
         if path not in leaves:
@@ -117,7 +116,12 @@ def fold_batch_norm(model: Network, variables: Variables) -> tuple[Network, Vari
     dtypes = {field: own[field] for field in ("dtype", "param_dtype") if field in own}
     norm = functools.partial(FoldedNorm, scaled=frozenset(scaled), shifted=frozenset(shifted), **dtypes)
     others = {kind: leaves for kind, leaves in variables.items() if kind not in ("params", "batch_stats")}
-    return model.clone(norm=norm), {"params": flax.traverse_util.unflatten_dict(params, sep="/"), **others}
+    return model.clone(norm=norm), {"params": unflatten_dict(params, sep="/"), **others}
+
+
+def _flat(collection: Mapping[str, Any]) -> dict[str, Array]:
+    flat: dict[str, Any] = flatten_dict(collection, sep="/")
+    return flat
 
 
 def _wide(leaf: Any) -> np.ndarray:

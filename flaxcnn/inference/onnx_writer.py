@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,8 @@ def to_onnx(
         program.jaxpr, program.consts, [*weights, _Tensor("images", tuple(range(images.ndim)), images.shape)]
     )
     output = "probabilities" if probabilities else "logits"
+    if isinstance(result, _Constant):
+        raise UserError(f"{network} gives the same for all images")
     result = writer.plain(writer.expanded(result, program.out_avals[0].shape))
     if probabilities:
         result = writer.emit("Softmax", [result], result.order, result.shape, axis=1)
@@ -167,8 +169,9 @@ class _Writer:
             return self.run(inner, [], arguments)
         if operation in _UNCHANGED:
             return arguments
-        if all(isinstance(argument, _Constant) for argument in arguments) and operation not in _OF_CONSTANTS:
-            return self._evaluate(equation, arguments)
+        constants = [argument for argument in arguments if isinstance(argument, _Constant)]
+        if len(constants) == len(arguments) and operation not in _OF_CONSTANTS:
+            return self._evaluate(equation, constants)
         if operation in _ELEMENTWISE:
             return [self._elementwise(operation, arguments)]
         write = getattr(self, f"_{operation}", None)
@@ -202,11 +205,23 @@ class _Writer:
         self.weights[name] = np.array(_single(constant.value), order="C")
         return name
 
+    @overload
+    def plain(self, x: _Tensor) -> _Tensor: ...
+
+    @overload
+    def plain(self, x: _Value) -> _Value: ...
+
     def plain(self, x: _Value) -> _Value:
         """Returns a value whose axes lie in the graph as in the trace."""
         return self._ordered(x, range(len(_shape(x))))
 
-    def _ordered(self, x: _Value, order: Sequence[int]) -> _Value:
+    @overload
+    def _ordered(self, x: _Tensor, order: _Order) -> _Tensor: ...
+
+    @overload
+    def _ordered(self, x: _Value, order: _Order) -> _Value: ...
+
+    def _ordered(self, x: _Value, order: _Order) -> _Value:
         if isinstance(x, _Constant):
             return _laid(x, tuple(order))
         if x.flattened is not None:
@@ -225,7 +240,13 @@ class _Writer:
     def _scaled(self, x: _Tensor) -> _Tensor:
         if x.factor == 1:
             return x
-        return self.emit("Mul", [x, _Constant(np.float32(x.factor))], x.order, x.shape)
+        return self.emit("Mul", [x, _number(x.factor)], x.order, x.shape)
+
+    @overload
+    def expanded(self, x: _Tensor, shape: _Shape) -> _Tensor: ...
+
+    @overload
+    def expanded(self, x: _Value, shape: _Shape) -> _Value: ...
 
     def expanded(self, x: _Value, shape: _Shape) -> _Value:
         """Returns a value that has a shape itself, where so far only those that use it would broadcast it."""
@@ -247,7 +268,7 @@ class _Writer:
                 return dataclasses.replace(first, factor=1.0 if abs(factor - 1) < 1e-6 else factor)
         rank = max(len(_shape(each)) for each in arguments)
         tensors = [each for each in arguments if isinstance(each, _Tensor)]
-        orders = {each.order for each in tensors if each.flattened is None}
+        orders: set[tuple[int | None, ...]] = {each.order for each in tensors if each.flattened is None}
         order = max(orders, key=lambda order: order != tuple(range(rank)), default=tuple(range(rank)))
         if len(orders) > 1 and any(None in each for each in orders):
             order = tuple(range(rank))
@@ -271,10 +292,10 @@ class _Writer:
         return emit(write, *inputs) if isinstance(write, str) else write(emit, *inputs)
 
     def _integer_pow(self, equation: JaxprEqn, x: _Value) -> _Value:
-        return self._elementwise("pow", [x, _Constant(np.float32(equation.params["y"]))])
+        return self._elementwise("pow", [x, _number(equation.params["y"])])
 
     def _convert_element_type(self, equation: JaxprEqn, x: _Value) -> _Value:
-        before, after = equation.invars[0].aval.dtype, equation.params["new_dtype"]
+        before, after = _type(equation.invars[0]).dtype, equation.params["new_dtype"]
         if _dtype(before) == _dtype(after):
             return x
         if isinstance(x, _Constant):
@@ -296,7 +317,7 @@ class _Writer:
         """Returns a tensor with other axes of size 1; the others, at each key, come to their places, in order."""
         x = self.plain(x) if x.flattened is not None else x
         new = [place for place in range(len(shape)) if place not in places.values()]
-        order = [places.get(place) for place in x.order]
+        order = [None if place is None else places.get(place) for place in x.order]
         if order.count(None) < len(new):
             return self.emit("Reshape", [self.plain(x), _integers(_sizes(shape))], range(len(shape)), shape)
         for axis, place in enumerate(order):
@@ -305,8 +326,8 @@ class _Writer:
         return dataclasses.replace(x, order=tuple(order), shape=tuple(shape))
 
     def _reshape(self, equation: JaxprEqn, x: _Tensor) -> _Tensor:
-        shape = equation.outvars[0].aval.shape
-        x = self.expanded(x, equation.invars[0].aval.shape)
+        shape = _type(equation.outvars[0]).shape
+        x = self.expanded(x, _type(equation.invars[0]).shape)
         old, new = ([place for place, size in enumerate(sizes) if size != 1] for sizes in (x.shape, shape))
         if [x.shape[place] for place in old] == [shape[place] for place in new]:
             return self._with_axes(x, dict(zip(old, new, strict=True)), shape)
@@ -331,7 +352,7 @@ class _Writer:
             "Conv",
             [self._ordered(x, numbers.lhs_spec), _laid(kernel, numbers.rhs_spec)],
             numbers.out_spec,
-            equation.outvars[0].aval.shape,
+            _type(equation.outvars[0]).shape,
             strides=fields["window_strides"],
             pads=[side for sides in zip(*fields["padding"], strict=True) for side in sides],
             dilations=fields["rhs_dilation"],
@@ -356,7 +377,7 @@ class _Writer:
             operator,
             [self._ordered(x, order)],
             order,
-            equation.outvars[0].aval.shape,
+            _type(equation.outvars[0]).shape,
             kernel_shape=[window[axis] for axis in order[2:]],
             strides=[strides[axis] for axis in order[2:]],
             pads=[padding[axis][side] for side in (0, 1) for axis in order[2:]],
@@ -364,7 +385,7 @@ class _Writer:
         )
 
     def _reduce_sum(self, equation: JaxprEqn, x: _Tensor) -> _Tensor:
-        axes, shape = equation.params["axes"], equation.invars[0].aval.shape
+        axes, shape = equation.params["axes"], _type(equation.invars[0]).shape
         if (
             x.order == _NCHW
             and axes == (1, 2)
@@ -380,13 +401,13 @@ class _Writer:
         return self._reduced("ReduceMax", equation, x)
 
     def _reduced(self, operator: str, equation: JaxprEqn, x: _Tensor) -> _Tensor:
-        x = self.plain(self.expanded(x, equation.invars[0].aval.shape))
-        shape = equation.outvars[0].aval.shape
+        x = self.plain(self.expanded(x, _type(equation.invars[0]).shape))
+        shape = _type(equation.outvars[0]).shape
         return self.emit(operator, [x, _integers(equation.params["axes"])], range(len(shape)), shape, keepdims=0)
 
     def _dot_general(self, equation: JaxprEqn, x: _Value, y: _Value) -> _Tensor:
-        (contracted, batched), shape = equation.params["dimension_numbers"], equation.outvars[0].aval.shape
-        x, y = (self.expanded(each, v.aval.shape) for each, v in zip((x, y), equation.invars, strict=True))
+        (contracted, batched), shape = equation.params["dimension_numbers"], _type(equation.outvars[0]).shape
+        x, y = (self.expanded(each, _type(v).shape) for each, v in zip((x, y), equation.invars, strict=True))
         if contracted == ((1,), (0,)) and len(_shape(x)) == len(_shape(y)) == 2 and isinstance(y, _Constant):
             if isinstance(x, _Tensor) and x.flattened is not None:
                 # The rows of the matrix follow the order in which the graph flattens.
@@ -410,26 +431,32 @@ class _Writer:
         return self.emit("Einsum", [self.plain(x), self.plain(y)], range(len(shape)), shape, equation=rule)
 
     def _concatenate(self, equation: JaxprEqn, *arrays: _Value) -> _Tensor:
-        shape, axis = equation.outvars[0].aval.shape, equation.params["dimension"]
-        arrays = [self.expanded(x, v.aval.shape) for x, v in zip(arrays, equation.invars, strict=True)]
-        orders = [x.order for x in arrays if isinstance(x, _Tensor) and None not in x.order and x.flattened is None]
+        shape, axis = _type(equation.outvars[0]).shape, equation.params["dimension"]
+        whole = [self.expanded(x, _type(v).shape) for x, v in zip(arrays, equation.invars, strict=True)]
+        orders = [x.order for x in whole if isinstance(x, _Tensor) and None not in x.order and x.flattened is None]
         order = next(iter(orders), tuple(range(len(shape))))
-        inputs = [self._ordered(x, order) for x in arrays]
+        inputs = [self._ordered(x, order) for x in whole]
         return self.emit("Concat", inputs, order, shape, axis=order.index(axis))
 
     def _pad(self, equation: JaxprEqn, x: _Tensor, value: _Value) -> _Tensor:
-        shape, sides = equation.outvars[0].aval.shape, equation.params["padding_config"]
+        shape, sides = _type(equation.outvars[0]).shape, equation.params["padding_config"]
         if any(low < 0 or high < 0 or between for low, high, between in sides):
             raise UserError(f"{self.network} pads between values or by negative amounts, which ONNX cannot")
-        x = self._in_some_order(self.expanded(x, equation.invars[0].aval.shape))
+        x = self._in_some_order(self.expanded(x, _type(equation.invars[0]).shape))
         pads = [sides[place][side] for side in (0, 1) for place in x.order]
         return self.emit("Pad", [x, _integers(pads), value], x.order, shape)
 
     def _stack(self, equation: JaxprEqn, *arrays: _Value) -> _Tensor:
-        axis, shape = equation.params["axis"], equation.outvars[0].aval.shape
+        axis, shape = equation.params["axis"], _type(equation.outvars[0]).shape
         places = [place for place in range(len(shape)) if place != axis]
-        whole = [self.expanded(x, v.aval.shape) for x, v in zip(arrays, equation.invars, strict=True)]
-        parts = [self._with_axes(x, dict(enumerate(places)), [*shape[:axis], 1, *shape[axis + 1 :]]) for x in whole]
+        whole = [self.expanded(x, _type(v).shape) for x, v in zip(arrays, equation.invars, strict=True)]
+        shape_of_part = [*shape[:axis], 1, *shape[axis + 1 :]]
+        parts = [
+            self._with_axes(x, dict(enumerate(places)), shape_of_part)
+            if isinstance(x, _Tensor)
+            else _Constant(np.expand_dims(x.value, axis), x.name)
+            for x in whole
+        ]
         return self.emit("Concat", [self.plain(part) for part in parts], range(len(shape)), shape, axis=axis)
 
     def _slice(self, equation: JaxprEqn, x: _Tensor) -> _Tensor:
@@ -444,7 +471,7 @@ class _Writer:
     def _gather(self, equation: JaxprEqn, x: _Tensor, indices: _Value) -> _Tensor:
         """Writes what indexing by numbers, slices and lists of one axis each comes to."""
         numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-        axes, shape = numbers.start_index_map, equation.outvars[0].aval.shape
+        axes, shape = numbers.start_index_map, _type(equation.outvars[0]).shape
         kept = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
         if isinstance(indices, _Constant) and indices.value.shape == (len(axes),):
             starts = dict(zip(axes, map(int, indices.value), strict=True))
@@ -525,7 +552,7 @@ _ELEMENTWISE: dict[str, str | Callable[..., _Tensor]] = {
     "floor": "Floor",
     "ge": "GreaterOrEqual",
     "gt": "Greater",
-    "is_finite": lambda emit, x: emit("Less", emit("Abs", x), _Constant(np.float32(np.inf))),
+    "is_finite": lambda emit, x: emit("Less", emit("Abs", x), _number(np.inf)),
     "le": "LessOrEqual",
     "log": "Log",
     "log1p": lambda emit, x: emit("Log", emit("Add", _ONE, x)),
@@ -547,7 +574,7 @@ _ELEMENTWISE: dict[str, str | Callable[..., _Tensor]] = {
     "sub": "Sub",
     "tanh": "Tanh",
 }
-_ONE = _Constant(np.float32(1))
+_ONE = _Constant(np.array(1, np.float32))
 _NCHW = (0, 3, 1, 2)
 _LARGE = 2**62
 
@@ -562,6 +589,15 @@ def _fixed(size: Any, otherwise: Any) -> Any:
 
 def _sizes(shape: _Shape) -> list[int]:
     return [_fixed(size, -1) for size in shape]
+
+
+def _number(value: float) -> _Constant:
+    return _Constant(np.array(value, np.float32))
+
+
+def _type(variable: Any) -> Any:
+    """Returns the type of an array of the trace."""
+    return variable.aval
 
 
 def _integers(values: Any) -> _Constant:
@@ -594,8 +630,14 @@ def _with_biases(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) ->
     for node in nodes:
         if node.op_type == "Add":
             maker, bias = makers.get(node.input[0]), node.input[1]
-            axis = {"Conv": 0, "Gemm": 1}.get(maker.op_type if maker else "")
-            if axis is not None and len(maker.input) == 2 and uses[maker.output[0]] == 1 and bias in weights:
+            axis = {"Conv": 0, "Gemm": 1}.get(maker.op_type) if maker else None
+            if (
+                maker
+                and axis is not None
+                and len(maker.input) == 2
+                and uses[maker.output[0]] == 1
+                and bias in weights
+            ):
                 features = weights[maker.input[1]].shape[axis]
                 along = (1, features, *(1,) * (weights[maker.input[1]].ndim - 2))
                 if weights[bias].shape == along or features == weights[bias].size == 1:

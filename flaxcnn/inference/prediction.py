@@ -3,9 +3,10 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
-import flax
+import flax.errors
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,19 +121,23 @@ def misfits_refused(shape: tuple[int, ...]) -> Iterator[None]:
         raise UserError(f"the variables do not fit the model and images of {size}: {first_line(error)}") from None
 
 
-def average_views(model: Network, variables: Variables, views: Sequence[Array]) -> Array:
+def average_views(model: nn.Module, variables: Variables, views: Sequence[Array]) -> Array:
     """Returns the logits (B, K) of one view of each image, or the logarithm of the mean softmax over several.
 
     Views (B, H, W, C) of one size go through the network as one batch.
     """
+
+    def apply(images: Array) -> Array:
+        return cast(Array, model.apply(variables, images, train=False))
+
     if len(views) == 1:
-        return model.apply(variables, views[0], train=False)
+        return apply(views[0])
     sizes: dict[tuple[int, ...], list[Array]] = {}
     for view in views:
         sizes.setdefault(view.shape, []).append(view)
     logits = []
     for alike in sizes.values():
-        together = model.apply(variables, jnp.concatenate(alike), train=False)
+        together = apply(jnp.concatenate(alike))
         logits += list(together.reshape(len(alike), -1, together.shape[-1]))
     return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(each) for each in logits]), axis=0) - math.log(
         len(logits)

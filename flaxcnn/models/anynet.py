@@ -7,7 +7,7 @@ are ResNet's bottlenecks, so that ResNet-50 and ResNeXt-50 are points of the spa
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import numpy as np
@@ -38,6 +38,9 @@ class Stage(NamedTuple):
     stride: int = 2
 
 
+_REGNETX32 = (Stage(4, 32, 16), Stage(6, 80, 16))
+
+
 class AnyNet(layers.Network):
     """A stem, a body of stages, and the mean over the last map.
 
@@ -54,7 +57,7 @@ class AnyNet(layers.Network):
         on CPUs, where XLA undoes it), about a third more work; changes no value.
     """
 
-    stages: tuple[tuple[float, ...], ...] = (Stage(4, 32, 16), Stage(6, 80, 16))
+    stages: tuple[tuple[float, ...], ...] = _REGNETX32
     stem: Literal["simple", "imagenet"] = "simple"
     stem_features: int = 32
     squeeze_ratio: float = 0.0
@@ -71,12 +74,15 @@ class AnyNet(layers.Network):
             raise UserError(
                 f"a stage of AnyNet is (depth, width, group width[, bottleneck ratio[, stride]]), got {self.stages}"
             )
-        for stage in (Stage(*values) for values in self.stages):
+        for stage in self._stages():
             if any(value != int(value) for value in (*stage[:3], stage.stride)):
                 raise UserError(f"depth, width, group width and stride of a stage are whole numbers, got {stage}")
             inner = round(stage.width * stage.bottleneck_ratio)
             if inner % stage.group_width or not inner:
                 raise UserError(f"groups of {stage.group_width} channels do not fill the {inner} of {stage}")
+
+    def _stages(self) -> list[Stage]:
+        return [Stage(*cast(Any, values)) for values in self.stages]
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
@@ -87,7 +93,7 @@ class AnyNet(layers.Network):
         else:
             x = layers.imagenet_stem(conv, self.stem_features, images)
         maps = {"stem": x}
-        for number, stage in enumerate((Stage(*values) for values in self.stages), start=1):
+        for number, stage in enumerate(self._stages(), start=1):
             width = round(stage.width * stage.bottleneck_ratio)
             for index in range(1, stage.depth + 1):
                 block = Bottleneck(
@@ -183,7 +189,7 @@ def _describe(stages: Sequence[Stage]) -> str:
     return f"depths {depths}, widths {widths}, group width {stages[-1].group_width}"
 
 
-def _register_regnet(name: str, key: str, rounding: str, reported: str = "") -> None:
+def _register_regnet(name: str, key: str, rounding: Literal["torchvision", "paper"], reported: str = "") -> None:
     stages = regnet_stages(*REGNETS[key], rounding=rounding)
     squeeze = ", squeeze-excitation" if key[0] == "y" else ""
     register(
@@ -201,7 +207,7 @@ register(
     "anynet",
     AnyNet,
     fields={"use_bias": True},
-    summary="the design space; by default d2l.ai's RegNetX32, with biases: " + _describe(AnyNet.stages),
+    summary="the design space; by default d2l.ai's RegNetX32, with biases: " + _describe(_REGNETX32),
     paper=_PAPER,
     input_shape=(96, 96, 1),
     num_classes=10,

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.ad_checkpoint import checkpoint_name
-from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxprs_in_params
 
 from flaxcnn.ops import stock_operations
@@ -132,7 +132,8 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
 def _by_layer(collection: Mapping) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Returns the arrays of a collection by the path of their layer, then by their own name."""
     layers: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
-    for path, leaf in flax.traverse_util.flatten_dict(collection).items():
+    flat: dict[tuple[str, ...], Any] = flatten_dict(collection)
+    for path, leaf in flat.items():
         layers.setdefault("/".join(path[:-1]), {})[path[-1]] = leaf
     return layers
 
@@ -148,7 +149,7 @@ class _Call(NamedTuple):
 
 def _calls(
     jaxpr: Jaxpr, modules: Sequence[nn.Module], owners: set[str], sources: dict[Var, Var], parent: str = ""
-) -> Iterator[tuple[str, _Call, ShapedArray]]:
+) -> Iterator[tuple[str, _Call, Any]]:
     """Yields path, call and output of each layer of a traced program, in order.
 
     Args:
@@ -201,9 +202,9 @@ _ACTIVATIONS = {"relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "hard_silu": "
 
 def _module_call(module: nn.Module) -> _Call:
     if isinstance(module, nn.Conv):
-        strides = module.strides or 1
-        pair = (strides,) * len(module.kernel_size) if isinstance(strides, int) else tuple(strides)
-        return _Call("Conv", tuple(module.kernel_size), pair, module.feature_group_count)
+        window = np.atleast_1d(module.kernel_size)
+        strides = np.broadcast_to(module.strides or 1, window.shape)
+        return _Call("Conv", tuple(window.tolist()), tuple(strides.tolist()), module.feature_group_count)
     return _Call(type(module).__name__)
 
 
@@ -217,7 +218,8 @@ def _function_call(equation: JaxprEqn, inputs: int, *, joins: bool, seen: set[st
       seen: the operations since the last layer, with this one.
     """
     operation, fields = equation.primitive.name, equation.params
-    before, after = equation.invars[0].aval.ndim, equation.outvars[0].aval.ndim
+    types: tuple[Any, Any] = equation.invars[0].aval, equation.outvars[0].aval
+    before, after = types[0].ndim, types[1].ndim
     match operation:
         case "jit" if fields["name"] in _ACTIVATIONS:
             return _Call(_ACTIVATIONS[fields["name"]])

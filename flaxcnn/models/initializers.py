@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -33,7 +34,9 @@ class Scheme:
     bias: Callable[[int], Initializer] = lambda fan_in: nn.initializers.zeros
 
 
-def _variance(scale: float, mode: str, distribution: str) -> Initializer:
+def _variance(
+    scale: float, mode: Literal["fan_in", "fan_out", "fan_avg"], distribution: Literal["normal", "uniform"]
+) -> Initializer:
     return nn.initializers.variance_scaling(scale, mode, distribution)
 
 

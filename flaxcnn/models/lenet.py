@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 
 from flaxcnn.models import initializers, layers
 from flaxcnn.models.layers import Array, Dtype
@@ -118,7 +119,7 @@ class Subsampling(nn.Module):
         init = uniform_by_fan_in(4).kernel
         coefficient = self.param("coefficient", init, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", init, (x.shape[-1],), self.param_dtype)
-        x, coefficient, bias = nn.dtypes.promote_dtype(x, coefficient, bias, dtype=self.dtype)
+        x, coefficient, bias = promote_dtype(x, coefficient, bias, dtype=self.dtype)
         return 4 * average_pool(x, 2, 2) * layers.by_channel(coefficient) + layers.by_channel(bias)
 
 
@@ -148,7 +149,7 @@ class PartialConvolution(nn.Module):
 
         kernel = self.param("kernel", kernel_init, (5, 5, len(outputs)), self.param_dtype)
         bias = self.param("bias", bias_init, (len(self.connections),), self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         dense = jnp.zeros((5, 5, x.shape[-1], len(self.connections)), kernel.dtype)
         dense = dense.at[:, :, inputs, outputs].set(kernel)
         convolved = jax.lax.conv_general_dilated(

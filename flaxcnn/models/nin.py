@@ -86,8 +86,8 @@ class NiN(layers.Network):
         """Returns the maps after each pooling, pool1 and so on, and the logits."""
         scheme = initializers.GLOROT if self.initialization == "glorot" else initializers.gaussian(0.05)
         conv, maps, x = self.conv_norm(train, scheme=scheme), {}, images
-        for number, (kernel_size, stride, padding, *features) in enumerate(self.blocks, start=1):
-            block = NiNBlock(tuple(features), kernel_size, conv, stride, padding, name=f"block{number}")
+        for number, (kernel_size, stride, padding, first, second, third) in enumerate(self.blocks, start=1):
+            block = NiNBlock((first, second, third), kernel_size, conv, stride, padding, name=f"block{number}")
             x = self.run_block(block, x)
             x = maps[f"pool{number}"] = max_pool(x, 3, 2, ceil_mode=self.ceil_mode)
             if self.dropout_everywhere or number == len(self.blocks):

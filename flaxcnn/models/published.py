@@ -116,8 +116,8 @@ _TABLE = (
 
 def _by_network() -> dict[str, tuple[Weights, ...]]:
     published: dict[str, tuple[Weights, ...]] = {}
-    for name, tag, file, *measured in _TABLE:
-        weights = Weights(f"IMAGENET1K_{tag}", f"{file}.pth", *measured)
+    for name, tag, file, top1, top5, resize, crop, interpolation in _TABLE:
+        weights = Weights(f"IMAGENET1K_{tag}", f"{file}.pth", top1, top5, resize, crop, interpolation)
         published[name] = (*published.get(name, ()), weights)
     return published
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from flaxcnn.errors import UserError, nearest
@@ -107,7 +106,8 @@ class ModelInfo:
 def _recorded_counts() -> dict[str, tuple[int, int, int]]:
     """Returns parameters, multiply-adds and activations by name, as `flaxcnn.inspect.count_table` wrote them."""
     lines = Path(__file__).with_name("counts.txt").read_text(encoding="ascii").splitlines()
-    return {name: tuple(map(int, counts)) for name, *counts in (line.split() for line in lines)}
+    rows = (line.split() for line in lines)
+    return {name: (int(parameters), int(macs), int(activations)) for name, parameters, macs, activations in rows}
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -186,7 +186,7 @@ def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
             dtype = None
         if value is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise UserError(f"{field} {value!r} is not a floating dtype; write float32, bfloat16, ...") from None
-        if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+        if dtype == jnp.float64 and jnp.result_type(float) != jnp.float64:
             raise UserError(f"{field} is float64, which JAX computes only with JAX_ENABLE_X64=1 set")
         return dtype
     if typing.get_origin(annotation) is Literal:

@@ -50,10 +50,9 @@ def convolution(
     """
     if x.ndim != 4 or {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} != {1}:
         raise ValueError(f"convolution takes maps (batch, height, width, channels) undilated, got {x.shape}")
-    paddings = tuple((low, high) for low, high in padding)
-    return _convolution(
-        x, kernel, geometry=Geometry(tuple(window_strides), paddings, feature_group_count, precision)
-    )
+    (down, right), ((top, bottom), (before, after)) = window_strides, padding
+    geometry = Geometry((down, right), ((top, bottom), (before, after)), feature_group_count, precision)
+    return _convolution(x, kernel, geometry=geometry)
 
 
 def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -80,7 +79,8 @@ def _derived(
 ) -> Array:
     """Returns the output of a convolution, or its gradient with respect to input or kernel, by JAX's transpose."""
     if result == OUTPUT:
-        return convolve(*operands, geometry)
+        x, kernel = operands
+        return convolve(x, kernel, geometry)
     other, gradient = operands
     if result == INPUT:
         return transposed(lambda x: convolve(x, other, geometry), shape, gradient)

@@ -66,7 +66,7 @@ def _added(x: Array, before: int, after: int) -> Array:
     """Adds shifted copies, in one pass; XLA's windows of a CPU go value by value."""
     channels = x.shape[-1]
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
-    return sum(x[..., start : start + channels] for start in range(before + after + 1))
+    return functools.reduce(jnp.add, (x[..., start : start + channels] for start in range(before + after + 1)))
 
 
 def _stock_sum(x: Array, size: int) -> Array:

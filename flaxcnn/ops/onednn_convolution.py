@@ -127,11 +127,10 @@ def _describe(
 
 
 @functools.cache
-def _is_served(call: _Call) -> bool:
+def _is_served(library: onednn.Library, call: _Call) -> bool:
     """Returns whether the library has a quick program for a call, which from now on is there."""
     if call.result == "kernel" and not call.has_pixels_for_all_places:
         return False
-    library = onednn.library()
     return library.add(call.key, functools.partial(_program, call), 1 if call.is_small else library.threads)
 
 
@@ -145,13 +144,14 @@ def convolution(result: str, shape: tuple[int, ...], *operands: Array, geometry:
       geometry: strides, paddings and groups.
     """
     dtype = operands[0].dtype
-    if dtype.name not in onednn.DTYPES or onednn.library() is None:
+    library = onednn.library()
+    if dtype.name not in onednn.DTYPES or library is None:
         return None
     others = (array for array in _ARRAYS if array != result)
     shapes = dict(zip(others, (x.shape for x in operands), strict=True)) | {result: shape}
     call = _Call(
         result, dtype.name, **shapes, strides=geometry.strides, paddings=geometry.paddings, groups=geometry.groups
     )
-    if not _is_served(call):
+    if not _is_served(library, call):
         return None
     return jax.ffi.ffi_call(onednn.NAME, jax.ShapeDtypeStruct(shape, dtype))(*operands, key=np.int64(call.key))

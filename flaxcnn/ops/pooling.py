@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import max_dim
 from jax.interpreters import ad
 
 from flaxcnn.errors import UserError
@@ -32,7 +33,7 @@ def _geometry(size: int, window: int, stride: int, padding: int, ceil_mode: bool
         windows -= 1
     if windows < 1:
         raise UserError(f"a window of {window} does not fit a map of {size} pixels: the images are too small")
-    return windows, jax.core.max_dim((windows - 1) * stride + window - size - padding, 0)
+    return windows, max_dim((windows - 1) * stride + window - size - padding, 0)
 
 
 def _paddings(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> Paddings:
@@ -43,7 +44,7 @@ def _paddings(x: Array, window: int, stride: int, padding: int, ceil_mode: bool)
 
 
 def _stock_maximum(x: Array, window: int, stride: int, paddings: Paddings, **_: Any) -> Array:
-    return nn.max_pool(x, (window, window), (stride, stride), paddings)
+    return nn.pooling.pool(x, -jnp.inf, jax.lax.max, (window, window), (stride, stride), paddings)
 
 
 def _maximum_on_cpu(x: Array, window: int, stride: int, paddings: Paddings, is_derived: bool) -> Array:
@@ -138,7 +139,7 @@ def _scatter(x: Array, gradient: Array, window: int, stride: int, paddings: Padd
     # select-and-scatter adds, to the same bits.
     reach = (window - 1) // stride
     lattice = [-(-(size + sum(both)) // stride) for size, both in zip((height, width), paddings, strict=True)]
-    frame = tuple((reach, size - windows) for size, windows in zip(lattice, (rows, columns), strict=True))
+    frame = (reach, lattice[0] - rows), (reach, lattice[1] - columns)
     # By the barrier the gradient is memory: the loop that frames it has a branch for each value, and would not be
     # vectorised. So it is with the loop that interleaves, below.
     gradient = jax.lax.optimization_barrier(gradient)

@@ -9,7 +9,7 @@ lowered, and only that is traced.
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, use_abstract_mesh
 
 Array = jax.Array
+_Result = TypeVar("_Result")
 # Part of the key of JAX's caches, so that nothing traced without it serves within it.
 _STOCK = jax.make_user_context(False)
 
@@ -73,7 +74,7 @@ def primitive(
 
 def _lowering(compute: Callable[..., Array], engine: Callable[..., Array | None] | None = None) -> Callable:
     def preferred(*operands: Array, **params: Any) -> Array:
-        result = engine(*operands, **params)
+        result = engine(*operands, **params) if engine else None
         return compute(*operands, **params) if result is None else result
 
     by_operations, by_engine = (mlir.lower_fun(way, multiple_results=False) for way in (compute, preferred))
@@ -83,7 +84,8 @@ def _lowering(compute: Callable[..., Array], engine: Callable[..., Array | None]
         # Types are settled by now, and the partitioner sees the operations themselves: traced for plain arrays,
         # they may cut and join axes as they like.
         with use_abstract_mesh(AbstractMesh((), ())):
-            plain = [ShapedArray(each.shape, each.dtype) for each in context.avals_in]
+            types = cast(Sequence[ShapedArray], context.avals_in)
+            plain = [ShapedArray(each.shape, each.dtype) for each in types]
             return lower(context.replace(avals_in=plain), *operands, **params)
 
     return rule
@@ -91,7 +93,7 @@ def _lowering(compute: Callable[..., Array], engine: Callable[..., Array | None]
 
 def _is_for_one_device(module: mlir.ModuleContext) -> bool:
     """Returns whether each device of this process runs a program as it is: neither exported nor partitioned."""
-    axes = module.axis_context
+    axes: Any = module.axis_context
     if module.lowering_parameters.for_export:
         return False
     if hasattr(axes, "manual_axes"):  # within `shard_map`
@@ -223,12 +225,12 @@ class Multilinear:
 
     def __call__(self, *operands: Array, **params: Any) -> Array:
         """Applies the operation."""
-        operands = equally_varying(*operands)
+        arrays = equally_varying(*operands)
         if uses_stock():
-            return self._stock(*operands, **params)
-        result = type_of(self._stock, *map(jax.typeof, operands), **params)
+            return self._stock(*arrays, **params)
+        result = type_of(self._stock, *map(jax.typeof, arrays), **params)
         placed = {"shape": result.shape, "sharding": _explicit(result.sharding)}
-        return self.primitive.bind(*operands, result=self._arguments[-1], **placed, **params)
+        return self.primitive.bind(*arrays, result=self._arguments[-1], **placed, **params)
 
     def by_stock(
         self, *operands: Array, result: str, shape: tuple[int, ...], sharding: NamedSharding | None, **params: Any
@@ -248,8 +250,8 @@ class Multilinear:
         return jax.linear_transpose(forward, like)(known[output])[0]
 
     def _tangent(self, index: int, tangent: Array, *operands: Array, **params: Any) -> Array:
-        operands = [tangent if i == index else x for i, x in enumerate(operands)]
-        return bind(self.primitive, *operands, **params)
+        arrays = [tangent if i == index else x for i, x in enumerate(operands)]
+        return bind(self.primitive, *arrays, **params)
 
     def _transposed(self, cotangent: Any, *operands: Any, result: str, **params: Any) -> list[Any]:
         index = next(i for i, x in enumerate(operands) if ad.is_undefined_primal(x))
@@ -278,13 +280,13 @@ def _result_type(*operands: Array, shape: tuple[int, ...], sharding: NamedShardi
 
 
 def _computed(
-    compute: Callable[..., Array | None],
+    compute: Callable[..., _Result],
     *operands: Array,
     result: str,
     shape: tuple[int, ...],
     sharding: NamedSharding | None,
     **params: Any,
-) -> Array | None:
+) -> Array | _Result:
     if any(0 in operand.shape for operand in operands):
         return jnp.zeros(shape, operands[-1].dtype)
     return compute(result, shape, *operands, **params)

@@ -15,7 +15,8 @@ from flaxcnn.cache import cache_folder
 
 def keep_compiled_programs() -> None:
     """Switches JAX's persistent compilation cache on, unless it has been set up or switched off already."""
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] is None and settings["jax_enable_compilation_cache"]:
         # JAX's key does not know the CPU, for whose instructions a program is compiled; homes may be shared.
         folder = cache_folder("compiled") / f"{platform.machine()}-{zlib.crc32(_cpu()):08x}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -23,7 +24,7 @@ def keep_compiled_programs() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def in_haste() -> dict[str, int]:
+def in_haste() -> dict[str, Any]:
     """Returns the compiler options for a program that runs once or seldom.
 
     On a CPU, XLA compiles it in a third of the time, to the same values. A step is worth all optimisation.

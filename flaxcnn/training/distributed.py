@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,11 +38,11 @@ def initialize(coordinator: str = "auto", num_processes: int | None = None, proc
         raise UserError("--coordinator=HOST:PORT, --num_processes and --process_id go together; give all or none")
     if explicit and not (":" in coordinator and coordinator.rsplit(":", 1)[1].isdecimal()):
         raise UserError(f"--coordinator is {coordinator!r}; write HOST:PORT of process 0, or auto, cluster or none")
-    if explicit and not 0 <= process_id < num_processes:
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise UserError(f"--process_id is {process_id}; it must be 0 or more and below {num_processes}")
     if coordinator == "none" or (coordinator == "auto" and not _launched_together()):
         return
-    arguments = {"heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT}
+    arguments: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT}
     if explicit:
         arguments |= {
             "coordinator_address": coordinator,

@@ -51,15 +51,18 @@ class Evaluation:
     @property
     def class_accuracy(self) -> np.ndarray | None:
         """Accuracy of each class, (classes,) float; not a number where the split has none of a class."""
-        if self.confusion is None:
-            return None
-        totals = self.confusion.sum(axis=1)
-        return np.where(totals > 0, np.diag(self.confusion) / np.maximum(totals, 1), np.nan)
+        return None if self.confusion is None else class_accuracy(self.confusion)
 
 
 def evaluation_batch_size(config: TrainConfig, num_examples: int, strategy: Strategy) -> int:
     """Returns the number of examples that are evaluated at a time, over all devices, each with an equal share."""
     return -(-min(config.evaluation.batch_size, num_examples) // strategy.num_devices) * strategy.num_devices
+
+
+def class_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Returns the share of each class that was right, by a confusion matrix; NaN for a class without examples."""
+    totals = confusion.sum(axis=1)
+    return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)
 
 
 def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[TrainState, Split], Evaluation]:

@@ -15,6 +15,7 @@ from flaxcnn.data.preprocess import evaluation_inputs, training_input
 from flaxcnn.errors import UserError
 from flaxcnn.inference.prediction import Views
 from flaxcnn.models import create_model, model_info
+from flaxcnn.models.layers import Network
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
 from flaxcnn.training.state import Carry, TrainState, create_state
 from flaxcnn.training.step import Mix, Preprocess
@@ -36,7 +37,7 @@ class Experiment:
     """
 
     config: TrainConfig
-    model: nn.Module
+    model: Network
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     input_shape: tuple[int, int, int]
@@ -77,7 +78,7 @@ class Experiment:
 def check_config(config: TrainConfig) -> None:
     """Raises `UserError` for whatever is wrong with a configuration and shows without its data."""
     validate(config)
-    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+    if config.model.dtype == "float64" and jnp.result_type(float) != jnp.float64:
         raise UserError("model.dtype is 'float64', which JAX computes only with JAX_ENABLE_X64=1 set")
     name = config.model.name
     minimum = _build(config, model_info(name).num_classes).minimum_size
@@ -138,7 +139,7 @@ def make_experiment(
         config=config,
         model=model,
         class_names=tuple(class_names),
-        image_shape=tuple(image_shape),
+        image_shape=image_shape,
         input_shape=(height, width, channels),
         preprocess=functools.partial(training_input, data, config.augment, dtype=dtype),
         views=views,
@@ -176,7 +177,7 @@ def _mix(config: AugmentConfig) -> Mix | None:
     return mix_batch
 
 
-def _build(config: TrainConfig, num_classes: int) -> nn.Module:
+def _build(config: TrainConfig, num_classes: int) -> Network:
     options = config.model.options.to_dict()
     if taken := {"num_classes", "dtype"} & set(options):
         raise UserError(f"model.options.{min(taken)} is written model.{min(taken)}")

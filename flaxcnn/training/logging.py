@@ -10,7 +10,7 @@ from typing import Any
 import rich.console
 import rich.progress
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar
 
 from flaxcnn.atomic import write_whole

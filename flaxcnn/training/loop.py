@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -285,7 +285,7 @@ def _observed(experiment: Experiment, strategy: Strategy, carry: Carry, accuracy
     after = observe(experiment.config.schedule, before, accuracy)
     if after is before:
         return carry
-    *others, plateau = after
+    *others, plateau = cast(tuple, after)
     opt_state = (*others, strategy.replicate(jax.tree.map(np.asarray, plateau)))
     return carry.replace(state=carry.state.replace(opt_state=opt_state))
 
@@ -314,7 +314,8 @@ def _check_health(carry: Carry, step: int) -> int:
     Raises:
       UserError: training has diverged; it comes before that is evaluated or saved.
     """
-    finite, skipped = jax.device_get(_health(carry))
+    health: Any = jax.device_get(_health(carry))
+    finite, skipped = health
     if finite and skipped < HOPELESS_STEPS:
         return int(skipped)
     what = "the loss or a parameter is" if not finite else f"the gradients of the last {skipped} steps were"

@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.parallel import Program
+from flaxcnn.training.parallel import Device, Program
 
 
-def device_bytes(device: jax.Device) -> int:
+def device_bytes(device: Device) -> int:
     """Returns the memory that a device has for arrays; devices of a CPU share the machine's."""
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
         return limit
@@ -28,7 +29,7 @@ def agreed(count: int) -> int:
 
 def program_bytes(program: Program) -> int:
     """Returns the most memory that a program takes on a device, its arguments and results included."""
-    analysis = program.compiled.memory_analysis()
+    analysis: Any = program.compiled.memory_analysis()
     kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return kept + analysis.temp_size_in_bytes
 

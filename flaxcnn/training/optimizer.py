@@ -1,10 +1,11 @@
 """Stochastic gradient descent as the classical recipes have it, and its schedules, from optax's parts."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 from flax import traverse_util
@@ -30,20 +31,25 @@ def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, step
     """
     warmup = min(to_steps(config.warmup, steps_per_epoch), total_steps)
     decay_steps = max(total_steps - warmup, 1)
+    schedule: optax.Schedule
     if config.name in ("constant", "plateau"):
         schedule = optax.constant_schedule(peak)
     elif config.name == "step":
         every = max(to_steps(config.every, steps_per_epoch), 1)
 
-        def schedule(step):
+        def falling(step: Any) -> jax.Array:
             return peak * config.factor ** ((step + warmup) // every).astype(jnp.float32)
+
+        schedule = falling
 
     elif config.name == "multi_step":
         milestones = [to_steps(duration, steps_per_epoch) for duration in config.milestones]
 
-        def schedule(step):
+        def falling_at_milestones(step: Any) -> Any:
             reached = sum((step + warmup >= milestone).astype(jnp.float32) for milestone in milestones)
             return peak * config.factor**reached
+
+        schedule = falling_at_milestones
 
     elif config.name == "cosine":
         schedule = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_factor)
@@ -123,7 +129,7 @@ def learning_rate(schedule: optax.Schedule, opt_state: optax.OptState) -> float:
     rate = 1.0
     for state in filter(is_state, jax.tree.leaves(opt_state, is_leaf=is_state)):
         is_plateau = isinstance(state, PlateauState)
-        rate *= float(state.scale if is_plateau else schedule(max(int(state.count) - 1, 0)))
+        rate *= float(np.asarray(state.scale if is_plateau else schedule(max(int(state.count) - 1, 0))))
     return rate
 
 
@@ -131,6 +137,6 @@ def observe(config: ScheduleConfig, opt_state: optax.OptState, accuracy: float) 
     """Returns the state of the optimizer after an evaluation; only the schedule "plateau" takes note of it."""
     if config.name != "plateau":
         return opt_state
-    *others, state = opt_state
+    *others, state = cast(tuple, opt_state)
     _, state = _plateau(config).update({}, jax.device_get(state), value=1.0 - accuracy)
     return (*others, state)

@@ -9,7 +9,7 @@ batch on every device for a grouped convolution, and BatchNorm is silently compu
 
 import collections
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.training.compilation import in_haste
 
 Array = jax.Array
+Device: TypeAlias = Any  # `jax.Device` is no type to a checker
 # The name of the axis of devices, for the collectives of the step.
 AXIS = "devices"
 
@@ -81,7 +82,7 @@ class Strategy:
         return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     @property
-    def device(self) -> jax.Device:
+    def device(self) -> Device:
         """One of this process's devices; all are alike."""
         return self._mesh.local_devices[0]
 

@@ -12,7 +12,7 @@ import rich.console
 from flaxcnn.data.sources import FOLDER
 from flaxcnn.errors import first_line, printable
 from flaxcnn.paths import local_path
-from flaxcnn.training.evaluation import Evaluation
+from flaxcnn.training.evaluation import Evaluation, class_accuracy
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.logging import read_metrics, say
 from flaxcnn.training.workdir import write_json
@@ -41,7 +41,8 @@ def print_evaluation(
     )
     if evaluation.confusion is not None:
         few = len(names) <= TABLE_CLASSES
-        lines = _class_lines(evaluation, names, console.width) if few else _worst_classes(evaluation, names)
+        confusion = evaluation.confusion
+        lines = _class_lines(confusion, names, console.width) if few else _worst_classes(confusion, names)
         for line in lines:
             say(console, line)
 
@@ -64,7 +65,7 @@ def write_results(
     if tested := [record for record in read_metrics(workdir) if record["kind"] == "test"]:
         results["best"] = max(tested, key=lambda record: (record["accuracy"], record["step"]))
     if evaluation.confusion is not None:
-        accuracy = [None if np.isnan(value) else float(value) for value in evaluation.class_accuracy]
+        accuracy = [None if np.isnan(value) else float(value) for value in class_accuracy(evaluation.confusion)]
         results["class_accuracy"] = dict(zip(experiment.class_names, accuracy, strict=True))
         results["confusion"] = evaluation.confusion.tolist()
     write_json(workdir / "results.json", results)
@@ -108,26 +109,27 @@ def _drawing(console: rich.console.Console, path: Path) -> Iterator[Path]:
         say(console, f"warning: {path.name}: {remarks[0].splitlines()[0]}")
 
 
-def _class_lines(evaluation: Evaluation, names: tuple[str, ...], width: int) -> list[str]:
+def _class_lines(confusion: np.ndarray, names: tuple[str, ...], width: int) -> list[str]:
     """Each class and its accuracy, and beside it the row of the confusion matrix if that fits."""
     label_width = max(len(name) for name in names) + 4
-    cell = max(len(str(evaluation.confusion.max())), len(str(len(names)))) + 1
+    cell = max(len(str(confusion.max())), len(str(len(names)))) + 1
     fits = label_width + 10 + cell * len(names) <= width
     title = "each class, its accuracy" + (", its row of the confusion matrix:" if fits else ":")
     lines = [title]
-    for index, (name, accuracy) in enumerate(zip(names, evaluation.class_accuracy, strict=True)):
-        row = "".join(f"{count or '.':>{cell}}" for count in evaluation.confusion[index]) if fits else ""
+    for index, (name, accuracy) in enumerate(zip(names, class_accuracy(confusion), strict=True)):
+        row = "".join(f"{count or '.':>{cell}}" for count in confusion[index]) if fits else ""
         label = name if name == str(index) else f"{index} {name}"
         shown = "none  " if np.isnan(accuracy) else f"{accuracy:.4f}"  # none: the split has no such images
         lines.append(f"  {label:<{label_width}}{shown} {row}".rstrip())
     return lines
 
 
-def _worst_classes(evaluation: Evaluation, names: tuple[str, ...]) -> list[str]:
+def _worst_classes(confusion: np.ndarray, names: tuple[str, ...]) -> list[str]:
     """The classes with the lowest accuracy, and what each was mostly taken for."""
-    wrong = evaluation.confusion * (1 - np.eye(len(names), dtype=int))
+    accuracy = class_accuracy(confusion)
+    wrong = confusion * (1 - np.eye(len(names), dtype=int))
     lines = [f"the {TABLE_CLASSES} worst classes:"]
-    for index in np.argsort(evaluation.class_accuracy, kind="stable")[:TABLE_CLASSES]:
+    for index in np.argsort(accuracy, kind="stable")[:TABLE_CLASSES]:
         other = f", mostly taken for {names[wrong[index].argmax()]}" if wrong[index].any() else ""
-        lines.append(f"  {evaluation.class_accuracy[index]:.4f}  {names[index]}{other}")
+        lines.append(f"  {accuracy[index]:.4f}  {names[index]}{other}")
     return lines

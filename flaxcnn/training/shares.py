@@ -6,7 +6,7 @@ its own, by its place in the whole batch, however that is split. BatchNorm norma
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ def apply_to_share(
         logits, updated = model.apply(
             variables, images, train=True, mutable=["batch_stats", "aux_logits"], rngs={"dropout": dropout_key}
         )
-    return logits, updated, momenta
+    return cast(Array, logits), cast(dict[str, Any], updated), momenta
 
 
 def as_own(tree: Any, axis_name: AxisName | None) -> Any:
@@ -90,7 +90,7 @@ def merge_statistics(batch_stats: Any, momenta: Momenta, axis_name: AxisName | N
         values = values.mean(axis=0)
         return values if axis_name is None else jax.lax.pmean(values, axis_name)
 
-    shares = traverse_util.flatten_dict(batch_stats)
+    shares: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(batch_stats)
     merged = {path: mean(values) for path, values in shares.items()}
     for path, momentum in momenta.items():
         center, spread = (*path, "mean"), (*path, "var")

@@ -2,19 +2,17 @@
 
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import serialization
+from flax import serialization, struct
 
 Array = jax.Array
 
 
-@flax.struct.dataclass
-class LossScale:
+class LossScale(struct.PyTreeNode):
     """The factor on the loss in float16, whose gradients would vanish below 6e-8 and overflow above 65,504.
 
     Micikevicius et al., "Mixed Precision Training", 2018, section 3.2; doubled and halved as there.
@@ -44,8 +42,7 @@ class LossScale:
         return LossScale(scale=scale, good_steps=jnp.where(grows, 0, good_steps))
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """The state of a run, a pytree of arrays; the model and the optimizer are arguments of the step instead.
 
     Attributes:
@@ -99,8 +96,7 @@ def _is_key(leaf: Any) -> bool:
 serialization.register_serialization_state(TrainState, _to_state_dict, _from_state_dict, override=True)
 
 
-@flax.struct.dataclass
-class Carry:
+class Carry(struct.PyTreeNode):
     """What the loop hands from step to step, and a checkpoint holds.
 
     Attributes:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
@@ -70,7 +70,7 @@ class _Entry:
 def init_variables(model: Network, channels: int, key: jax.Array) -> Variables:
     """Returns a network's variables at their start; none of those that torch has depends on the images' size."""
     size = max(model.minimum_size, 32)
-    return model.init(key, jnp.zeros((1, size, size, channels)), train=False)
+    return dict(model.init(key, jnp.zeros((1, size, size, channels)), train=False))
 
 
 def _entries(model: Network, channels: int) -> dict[str, _Entry]:
@@ -78,7 +78,8 @@ def _entries(model: Network, channels: int) -> dict[str, _Entry]:
     names = torch_names(model)
     variables = jax.eval_shape(functools.partial(init_variables, model, channels), jax.random.key(0))
     entries = {}
-    for path, leaf in flax.traverse_util.flatten_dict(variables).items():
+    flat: dict[tuple[str, ...], Any] = flatten_dict(variables)
+    for path, leaf in flat.items():
         layer = "/".join(path[1:-1])
         map_size = names.map_size(layer) if path[-1] == "kernel" else None
         entries[f"{names.torch_layer(layer)}.{_LEAVES[path[-1]]}"] = _Entry(path, leaf.shape, map_size)
@@ -124,7 +125,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], *, channels: int = 3, *
     _refuse_mismatch(name, arrays, {key: entry.torch_shape for key, entry in entries.items()})
     # Copies, because a state dict shares its memory with the torch module that trains on.
     flat = {entry.path: np.array(entry.from_torch(arrays[key]), order="C") for key, entry in entries.items()}
-    return flax.traverse_util.unflatten_dict(flat)
+    return unflatten_dict(flat)
 
 
 def to_torch(name: str, variables: Mapping[str, Any], **fields: Any) -> StateDict:
@@ -144,7 +145,7 @@ def to_torch(name: str, variables: Mapping[str, Any], **fields: Any) -> StateDic
     flat = {
         path: np.asarray(leaf)
         for collection in ("params", "batch_stats")
-        for path, leaf in flax.traverse_util.flatten_dict({collection: variables.get(collection, {})}).items()
+        for path, leaf in flatten_dict({collection: variables.get(collection, {})}).items()
     }
     model = _create(name, fields)
     head = flat.get(("params", "head", "bias"))

@@ -69,7 +69,7 @@ def _read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
-    arrays = {}
+    arrays, name = {}, ""
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118  it is no mapping

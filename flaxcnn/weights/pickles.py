@@ -7,7 +7,8 @@ calls only the functions of `_GLOBALS`.
 
 import pickletools
 import types
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 import ml_dtypes
 import numpy as np
@@ -74,7 +75,8 @@ def unpickle(stream: Stream, storages: dict[str, Storage]) -> Any:
         del stack[start:]
         return items
 
-    for opcode, argument, _ in pickletools.genops(stream):
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -101,10 +103,10 @@ def unpickle(stream: Stream, storages: dict[str, Storage]) -> Any:
                 stack.append(pop_to_mark())
             case "APPEND":
                 item = stack.pop()
-                list.append(stack[-1], item)
+                list.append(cast(list, stack[-1]), item)
             case "APPENDS":
                 items = pop_to_mark()
-                list.extend(stack[-1], items)
+                list.extend(cast(list, stack[-1]), items)
             case "EMPTY_DICT":
                 stack.append({})
             case "DICT":
@@ -159,7 +161,7 @@ def _set_items(target: dict, items: list) -> dict:
     return target
 
 
-def _ordered_dict(pairs: list = ()) -> dict:  # Python 2 gave it its items, Python 3 sets them
+def _ordered_dict(pairs: Sequence = ()) -> dict:  # Python 2 gave it its items, Python 3 sets them
     return _set_items({}, [part for key, value in pairs for part in (key, value)])
 
 

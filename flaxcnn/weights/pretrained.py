@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxcnn.errors import UserError, nearest
 from flaxcnn.models import create_model, model_info
@@ -66,11 +66,11 @@ def load_pretrained(
     converted = from_torch(name, arrays, channels=file_channels, **{**shapes, "num_classes": file_classes})
 
     num_classes = file_classes if num_classes is None else num_classes
-    channels = file_channels if channels is None else channels
+    channels = int(file_channels) if channels is None else channels
     if name == "googlenet":
         fields = {"transform_input": channels == 3, **fields}
     model = create_model(name, **{**fields, "num_classes": num_classes})
-    flat = flax.traverse_util.flatten_dict(converted)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(converted)
     kernel = ("params", *names.first.split("/"), "kernel")
     if channels != file_channels:
         flat[kernel] = _fit_channels(flat[kernel], channels)
@@ -86,8 +86,8 @@ def _locate(name: str, source: str | Path) -> Path:
     tags = {weights.tag: weights for weights in published}
     if source == "default":
         source = default_weights(name).tag
-    if source in tags:
-        return fetch(tags[source].file, tags[source].url)
+    if weights := tags.get(str(source)):
+        return fetch(weights.file, weights.url)
     if (path := local_path(source)).exists():
         return path
     hint = nearest(str(source), tags) or f"; the published weights are {', '.join(tags)}"
@@ -107,12 +107,10 @@ def _complete(model: Network, flat: dict[tuple[str, ...], Any], channels: int, k
     """Returns the variables of a network in their own dtypes: those given, and the start of those that are not."""
 
     def init(key):
-        return flax.traverse_util.flatten_dict(init_variables(model, channels, key))
+        return flatten_dict(init_variables(model, channels, key))
 
     wanted = jax.eval_shape(init, key)
     missing = [path for path in wanted if path not in flat]
     # XLA drops the start of everything else.
     fresh = jax.jit(lambda key: {path: init(key)[path] for path in missing})(key) if missing else {}
-    return flax.traverse_util.unflatten_dict(
-        {path: jnp.asarray({**flat, **fresh}[path], leaf.dtype) for path, leaf in wanted.items()}
-    )
+    return unflatten_dict({path: jnp.asarray({**flat, **fresh}[path], leaf.dtype) for path, leaf in wanted.items()})

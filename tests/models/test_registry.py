@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import flaxcnn
 from flaxcnn import UserError, create_model, list_models, model_info
 
 
@@ -54,8 +53,3 @@ def test_mistakes_are_one_line_that_says_what_to_write(call, message):
     with pytest.raises(UserError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
-
-
-def test_public_names_exist():
-    for name in flaxcnn.__all__:
-        assert getattr(flaxcnn, name)
