@@ -95,7 +95,7 @@ def assert_close(found, expected, tolerance):
 
 @every_operation
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float64", 1e-10), pytest.param("float32", 1e-6, marks=pytest.mark.slow)]
+    ("dtype", "tolerance"), [("float64", 1e-10), pytest.param("float32", 3e-6, marks=pytest.mark.slow)]
 )
 def test_all_ways_to_a_derivative_give_that_of_the_stock_operation(name, dtype, tolerance, x64):
     function, shapes = OPERATIONS[name]
