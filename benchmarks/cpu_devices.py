@@ -43,7 +43,7 @@ def worker(case: int, devices: int) -> None:
     import optax
 
     import flaxcnn
-    from flaxcnn.training.parallel import Strategy
+    from flaxcnn.parallel.strategy import Strategy
     from flaxcnn.training.state import create_state
     from flaxcnn.training.step import make_train_step
 
@@ -51,7 +51,7 @@ def worker(case: int, devices: int) -> None:
     strategy = Strategy()
     model = strategy.synchronized(flaxcnn.create_model(name, num_classes=10, **options))
     optimizer = optax.sgd(0.01, momentum=0.9)
-    train_step = make_train_step(model, optimizer, lambda images, key, visits: images.astype(np.float32) / 255)
+    train_step = make_train_step(model, optimizer, lambda images, key, sample_ids: images.astype(np.float32) / 255)
     plain = model.clone(bn_axis_name=None) if hasattr(model, "bn_axis_name") else model
 
     def create():
@@ -60,14 +60,14 @@ def worker(case: int, devices: int) -> None:
     _, creation = strategy.creation(create)
     state = creation()
     random = np.random.default_rng(0)
-    batch = strategy.split(
+    batch = strategy.shard(
         {
             "image": random.integers(0, 256, (batch_size, size, size, channels), np.uint8),
             "label": random.integers(0, 10, batch_size).astype(np.int32),
             "mask": np.ones(batch_size, np.float32),
         }
     )
-    program = strategy.compile(train_step, (state, batch), split=(1,), donate=(0,))
+    program = strategy.compile(train_step, (state, batch), sharded=(1,), donate=(0,))
     print("ready", flush=True)
     for line in sys.stdin:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Measures how fast pictures reach the network, beside torch's DataLoader, in one run.
+"""Measures how fast images reach the network, beside torch's DataLoader, in one run.
 
     pip install -e '.[benchmark]'
     python -m benchmarks.input_pipeline --output benchmarks/results/input_pipeline.json
@@ -7,7 +7,7 @@ Pictures: 2,000 JPEGs of 500x375, pieces of photographs that scikit-image brings
 crops of 224 (8 to 100 % of the area, aspect 3/4 to 4/3), half of them mirrored in torch; ours are on the device.
 
     one core      decode and crop in one process, one after another: what a core can do
-    stream        flaxcnn.data.stream with as many processes as cores, batches of 256
+    stream        flaxcnn.data.loading.streaming with as many processes as cores, batches of 256
     DataLoader    torch.utils.data.DataLoader, as many processes, on PIL images the transforms of torchvision's
                   training script: crop, mirror, to float, normalise
     to uint8      the same without the last two
@@ -39,7 +39,7 @@ HEIGHT, WIDTH, SIZE, BATCH, EPOCHS = 375, 500, 224, 256, 2
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     """Writes JPEGs in two class folders: pieces of photographs of at least half their size, scaled to one size."""
     import cv2
     import skimage.data
@@ -61,34 +61,34 @@ def write_pictures(folder: Path, count: int) -> None:
 
 def measure_one_core(folder: Path) -> float:
     """Returns the images/s of one process with one thread."""
-    from flaxcnn.data.worker import settle
+    from flaxcnn.data.loading.worker import settle
 
-    delivery = _delivery(folder)
+    dataset = _dataset(folder)
     settle()
     images = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
-    count = len(delivery.source) // BATCH * BATCH
+    count = len(dataset.source) // BATCH * BATCH
     start = time.perf_counter()
     for first in range(0, count, BATCH):
         examples = list(range(first, first + BATCH))
-        delivery.fill(images, 0, examples, delivery.source.items(examples))
+        dataset.decode_into(images, 0, examples, dataset.source.items(examples))
     return count / (time.perf_counter() - start)
 
 
 def measure_stream(folder: Path, workers: int) -> float:
     """Returns the images/s of our processes, once they have delivered a batch."""
-    from flaxcnn.data.sampler import training_batch
-    from flaxcnn.data.stream import Request, Stream
+    from flaxcnn.data.loading.sampler import BatchIndices, training_indices
+    from flaxcnn.data.loading.worker_pool import WorkerPool
 
-    delivery = _delivery(folder)
+    dataset = _dataset(folder)
 
-    def requests() -> Iterator[Request]:
+    def indices() -> Iterator[BatchIndices]:
         for epoch in range(EPOCHS):
-            for step in range(len(delivery.source) // BATCH):
-                sizes = {"batch_size": BATCH, "num_examples": len(delivery.source)}
-                yield Request(epoch, training_batch(0, epoch, step, **sizes), np.ones(BATCH, np.float32))
+            for step in range(len(dataset.source) // BATCH):
+                sizes = {"batch_size": BATCH, "num_examples": len(dataset.source)}
+                yield BatchIndices(epoch, training_indices(0, epoch, step, **sizes), np.ones(BATCH, np.float32))
 
-    with Stream({"train": delivery}, batch_sizes={"train": BATCH}, workers=workers) as stream:
-        return _rate(batch["image"].copy() for batch in stream.batches("train", requests(), print))
+    with WorkerPool({"train": dataset}, rows={"train": BATCH}, workers=workers) as pool:
+        return _rate(batch["image"].copy() for batch in pool.batches("train", indices(), print))
 
 
 def measure_loader(folder: Path, workers: int, normalized: bool) -> float:
@@ -151,12 +151,12 @@ def _rate(batches: Iterator) -> float:
     return count * BATCH / (time.perf_counter() - start)
 
 
-def _delivery(folder: Path):
-    from flaxcnn.data.delivery import Delivery
-    from flaxcnn.data.sources import open_source
+def _dataset(folder: Path):
+    from flaxcnn.data.dataset import ImageDataset
+    from flaxcnn.data.sources.opening import open_source
 
     source = open_source(f"folder:{folder}", "train+test")
-    return Delivery(source, (SIZE, SIZE, 3), crop="random_resized", crop_area=AREA, crop_ratio=RATIO)
+    return ImageDataset(source, (SIZE, SIZE, 3), crop="random_resized", crop_area=AREA, crop_ratio=RATIO)
 
 
 def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
@@ -164,11 +164,13 @@ def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
     import jax
 
     from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+    from flaxcnn.data.loading.loader import open_loaders
+    from flaxcnn.parallel.memory import memory_for_data
+    from flaxcnn.parallel.strategy import Strategy
+    from flaxcnn.training.compiled_steps import compile_steps
     from flaxcnn.training.experiment import make_experiment
-    from flaxcnn.training.feed import memory_for_data, open_delivery, open_splits
-    from flaxcnn.training.parallel import Strategy
     from flaxcnn.training.plan import Plan
-    from flaxcnn.training.program import make_take_steps
+    from flaxcnn.training.setup import open_dataset
 
     config = TrainConfig(
         batch_size=128,
@@ -178,32 +180,32 @@ def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
         optimizer=OptimizerConfig(learning_rate=0.01),
         parallel=ParallelConfig(strategy="jit"),
     )
-    delivery = open_delivery(config, "train", training=True)
-    experiment = make_experiment(config, delivery.source.class_names, delivery.image_shape)
+    dataset = open_dataset(config, "train", training=True)
+    experiment = make_experiment(config, dataset.source.class_names, dataset.image_shape)
     strategy = Strategy("jit")
-    plan = Plan(config, len(delivery.source), strategy)
+    plan = Plan(config, len(dataset.source), strategy)
     found = {"real": [], "constant": []}
     sizes = {"train": config.batch_size}
-    with open_splits(config, strategy, {"train": delivery}, sizes, memory_for_data()) as splits:
-        train = splits["train"]
+    with open_loaders(config.data, strategy, {"train": dataset}, sizes, memory_for_data()) as loaders:
+        train = loaders["train"]
         optimizer = experiment.optimizer(plan.per_epoch)
-        shapes, create_carry = strategy.creation(lambda: experiment.create_carry(optimizer))
-        carry = create_carry()
-        take_steps, _ = make_take_steps(experiment, optimizer, plan, shapes, train, at_once=1)
+        shapes, create_loop_state = strategy.creation(lambda: experiment.create_loop_state(optimizer))
+        loop_state = create_loop_state()
+        take_step = compile_steps(experiment, optimizer, plan, shapes, train, per_call=1)
 
         def seconds(next_batch: Callable) -> float:
-            nonlocal carry
+            nonlocal loop_state
             start = time.perf_counter()
             for _ in range(steps):
-                carry = take_steps(carry, train.data, next_batch(busy=carry.state.step), 1)
-            jax.block_until_ready(carry)
+                loop_state = take_step(loop_state, next_batch(busy=loop_state.state.step))
+            jax.block_until_ready(loop_state)
             return time.perf_counter() - start
 
-        with contextlib.closing(train.batches(plan.requests(1))) as batches:
+        with contextlib.closing(train.batches(plan.batch_indices(1))) as batches:
             one = batches.next()
         for kind in itertools.islice(itertools.cycle(("real", "constant")), 2 * repeats + 2):
             if kind == "real":
-                with contextlib.closing(train.batches(plan.requests(1))) as batches:
+                with contextlib.closing(train.batches(plan.batch_indices(1))) as batches:
                     rate = steps * config.batch_size / seconds(batches.next)
             else:
                 rate = steps * config.batch_size / seconds(lambda busy: one)
@@ -214,7 +216,7 @@ def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
 def main() -> None:
     """Measures everything, prints a table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=machine.cores())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and Pillow")
@@ -236,7 +238,7 @@ def main() -> None:
     kinds = ("one core", "stream", "DataLoader", "DataLoader to uint8")
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder), arguments.pictures)
+        write_images(Path(folder), arguments.images)
         for _ in range(arguments.repeats):
             for kind in kinds:
                 python = arguments.torch_python if "DataLoader" in kind else sys.executable

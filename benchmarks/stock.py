@@ -20,7 +20,7 @@ import numpy as np
 
 import flaxcnn.models
 import flaxcnn.ops
-from flaxcnn.models.layers import Network
+from flaxcnn.models.network import Network
 
 Array = jax.Array
 
@@ -28,6 +28,11 @@ Array = jax.Array
 def convolution(*arguments, **keywords) -> Array:
     """JAX's own, which linen's `Conv` calls by default."""
     return jax.lax.conv_general_dilated(*arguments, **keywords)
+
+
+def dense(x: Array, kernel: Array) -> Array:
+    """JAX's own product."""
+    return x @ kernel
 
 
 def _ends(x: Array, window: int, stride: int, padding: int, ceil_mode: bool) -> list[tuple[int, int]]:

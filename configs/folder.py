@@ -1,11 +1,11 @@
-"""ResNet-18 from scratch on a folder that holds a folder of pictures for each class, such as pets/cat/1.jpg.
+"""ResNet-18 from scratch on a folder that holds a folder of images for each class, such as pets/cat/1.jpg.
 
     python train.py --config=configs/folder.py --config.data.name=folder:pets
 
-A fifth of each class is kept for testing; a folder with pets/train/cat/1.jpg and pets/test/cat/1.jpg decides that
-itself. Made for some hundred pictures and one device: 20 epochs at 96x96 pixels, batches of 16. With more of them
-larger ones pay: --config.data.image_size=224 --config.evaluation.shorter_side=256. What accuracy it reaches
-depends on them.
+A fifth of each class is kept for testing, unless the folder has splits of its own: pets/train/cat/1.jpg and
+pets/test/cat/1.jpg. The recipe suits a few hundred images and one device: 20 epochs at 96x96 pixels, batches of
+16. With more images a larger size pays: --config.data.image_size=224 --config.evaluation.shorter_side=256. The
+accuracy depends on the images.
 """
 
 from flaxcnn.config import (
@@ -25,7 +25,7 @@ def get_config() -> TrainConfig:
         duration="20 epochs",
         model=ModelConfig(name="resnet18"),
         data=DataConfig(
-            name="folder:pictures",
+            name="folder:PATH",
             image_size=96,
             crop="random_resized",
             crop_area=(0.35, 1.0),

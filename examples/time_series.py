@@ -1,4 +1,4 @@
-"""Classifies time series by a network for images: each becomes a picture of two Gramian angular fields.
+"""Classifies time series by a network for images: each becomes an image of two Gramian angular fields.
 
     python examples/time_series.py
 
@@ -19,15 +19,15 @@ import optax
 
 import flaxcnn
 from flaxcnn.config import OptimizerConfig, ScheduleConfig
-from flaxcnn.data.sampler import evaluation_batches, training_batch
+from flaxcnn.data import evaluation_indices, training_indices
 from flaxcnn.data.time_series import (
     gramian_difference_field,
     gramian_summation_field,
     min_max_scale,
     piecewise_aggregate,
 )
+from flaxcnn.training.losses import cross_entropy
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
-from flaxcnn.training.step import cross_entropy
 
 LENGTH = 128
 IMAGE_SIZE = 32
@@ -57,8 +57,8 @@ def cylinder_bell_funnel(generator: np.random.Generator, count: int) -> tuple[np
     return series.astype(np.float32), labels
 
 
-def pictures(series: jax.Array) -> jax.Array:
-    """Turns series (B, T) into pictures (B, IMAGE_SIZE, IMAGE_SIZE, 2): the summation and the difference field."""
+def images(series: jax.Array) -> jax.Array:
+    """Turns series (B, T) into images (B, IMAGE_SIZE, IMAGE_SIZE, 2): the summation and the difference field."""
     scaled = min_max_scale(piecewise_aggregate(series, IMAGE_SIZE))
     return jnp.stack([gramian_summation_field(scaled), gramian_difference_field(scaled)], axis=-1)
 
@@ -80,7 +80,7 @@ def train(seed: int = 0, epochs: int = 10) -> float:
     def train_step(variables, opt_state, series, labels):
         def loss(params):
             logits, updated = model.apply(
-                {**variables, "params": params}, pictures(series), train=True, mutable=["batch_stats"]
+                {**variables, "params": params}, images(series), train=True, mutable=["batch_stats"]
             )
             return cross_entropy(logits, labels).mean(), updated
 
@@ -90,16 +90,16 @@ def train(seed: int = 0, epochs: int = 10) -> float:
 
     @jax.jit
     def count_correct(variables, series, labels, mask):
-        logits = model.apply(variables, pictures(series), train=False)
+        logits = model.apply(variables, images(series), train=False)
         return ((logits.argmax(axis=-1) == labels) * mask).sum()
 
     for epoch in range(epochs):
         for step in range(steps):
-            chosen = training_batch(seed, epoch, step, batch_size=BATCH_SIZE, num_examples=TRAINING_SERIES)
+            chosen = training_indices(seed, epoch, step, batch_size=BATCH_SIZE, num_examples=TRAINING_SERIES)
             variables, opt_state = train_step(variables, opt_state, series[chosen], labels[chosen])
         correct = sum(
-            float(count_correct(variables, test_series[chosen], test_labels[chosen], mask))
-            for chosen, mask in evaluation_batches(TEST_SERIES, 512)
+            float(count_correct(variables, test_series[batch.indices], test_labels[batch.indices], batch.mask))
+            for batch in evaluation_indices(TEST_SERIES, 512)
         )
         accuracy = correct / TEST_SERIES
         print(f"epoch {epoch + 1}: accuracy {accuracy:.4f} on {TEST_SERIES} held-out series")

@@ -1,4 +1,4 @@
-"""Convolutional networks as pure Flax linen modules, and the script that trains them.
+"""Convolutional networks as pure Flax linen modules, and a command line that trains them.
 
 Example:
   >>> import flaxcnn, jax, jax.numpy as jnp
@@ -11,8 +11,8 @@ Example:
   >>> logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
   >>> model, variables = flaxcnn.load_pretrained("resnet50")  # torchvision's weights
 
-`flaxcnn.training` trains them, `flaxcnn.ops` has their operations, `flaxcnn.weights` reads and writes torch's
-files.
+`flaxcnn.training` trains networks, `flaxcnn.data` loads and augments images, `flaxcnn.ops` implements convolution,
+pooling and normalization, and `flaxcnn.weights` converts weights from and to PyTorch.
 """
 
 from typing import TYPE_CHECKING
@@ -38,8 +38,8 @@ __all__ = [
     "model_info",
 ]
 
-# Not imported here, because the processes that decode images import this package too, and must not wait for JAX.
-if not TYPE_CHECKING:  # a checker that saw it would take every name for one
+# Lazy, because the processes that decode images import this package too, and must not wait for JAX.
+if not TYPE_CHECKING:  # a type checker that sees `__getattr__` accepts every name
     __getattr__ = lazy.exports(
         __name__,
         {

@@ -1,7 +1,7 @@
-"""`python -m flaxcnn`."""
+"""Entry point of `python -m flaxcnn`, the same program as the command `flaxcnn`."""
 
 import sys
 
-from flaxcnn.cli import main
+from flaxcnn.commands.main import main
 
-sys.exit(main())
+sys.exit(main(program="python -m flaxcnn"))

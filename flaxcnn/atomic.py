@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 import contextlib
 import os
@@ -8,8 +8,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def appears_whole(path: Path) -> Iterator[Path]:
-    """Yields a file to write to, which takes its place as `path` at the end of the block unless that fails."""
-    # In the same folder, so that the last step is a renaming, which either happens or does not.
+    """Context manager that writes a file atomically.
+
+    Yields the path of a temporary file to write. If the block succeeds, the temporary file is renamed to `path` and
+    replaces an existing file. If the block raises, the temporary file is removed.
+    """
+    # In the same folder, because only a rename within a file system is atomic.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -19,6 +23,6 @@ def appears_whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes | bytearray) -> None:
-    """Writes a file, text as UTF-8; a process that is killed, or a disk that is full, leaves the old one."""
+    """Writes a file atomically, text as UTF-8. If that fails, an existing file at `path` stays unchanged."""
     with appears_whole(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can mend, text that is fit to print, and output that nobody reads."""
+"""The exception for mistakes of the user, and helpers that print messages on any terminal or pipe."""
 
 import contextlib
 import difflib
@@ -12,27 +12,27 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; the message is one line: what was wrong, what to write instead.
+    """An error that the user can fix. Its message is one line: what is wrong, and what to write instead.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints the message without a traceback and exits with code 2.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint of the known names closest to a mistyped one: "; did you mean a, b?", or ""."""
+    """Returns a hint that lists the known names most similar to `name`, "; did you mean a, b?", or ""."""
     matches = difflib.get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.5)
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 
 
 def first_line(error: BaseException, length: int = 200) -> str:
-    """Returns the first line of what an exception says, cut to a length, or its name if it says nothing."""
+    """Returns the first line of an exception's message, cut to `length` characters, or its class name if empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:length]
 
 
 def printable(name: str | os.PathLike) -> str:
-    """Returns the name of a file or a class, or a message, as one line that UTF-8 can encode.
+    """Returns a file name, class name or message as one line that UTF-8 can encode.
 
-    Control characters become escapes, as do the bytes of a name that are not UTF-8: a lone 0xE9 becomes "\\xe9".
+    Control characters are escaped. So are bytes of a file name that are not valid UTF-8: 0xE9 becomes "\\xe9".
     """
     text = os.fspath(name)
     if text.isprintable():  # nearly always
@@ -41,7 +41,7 @@ def printable(name: str | os.PathLike) -> str:
 
 
 def _escaped(letter: str) -> str:
-    if "\udc80" <= letter <= "\udcff":  # a byte, by PEP 383
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not valid UTF-8, as PEP 383 represents it
         return f"\\x{ord(letter) - 0xDC00:02x}"
     if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
         return ascii(letter)[1:-1]
@@ -49,7 +49,7 @@ def _escaped(letter: str) -> str:
 
 
 def escape_unencodable_output() -> None:
-    """Has standard output and error escape what their encoding lacks, such as names in another script."""
+    """Sets standard output and error to escape characters that their encoding cannot represent."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -57,19 +57,19 @@ def escape_unencodable_output() -> None:
 
 @contextlib.contextmanager
 def quiet_on_closed_pipe() -> Iterator[None]:
-    """A block that, once nobody reads the output any more, as after `| head`, ends without a word, by code 141.
+    """Context manager that exits silently if the reader of the output has closed the pipe, as `| head` does.
 
     Raises:
-      SystemExit: with the shell's code of a process that a closed pipe has ended.
+      SystemExit: with code 141, which shells report for a process ended by SIGPIPE.
     """
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, because what fails when the interpreter exits is printed
+            sys.stdout.flush()  # an error at interpreter exit could not be silenced
     except BrokenPipeError:
         unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
-        if not unread:  # some other pipe
+        if not unread:  # the error concerns another pipe
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in unread:
@@ -81,6 +81,6 @@ def _is_unread(stream: io.TextIOBase) -> bool:
     poll = select.poll()
     try:
         poll.register(stream.fileno(), 0)
-    except io.UnsupportedOperation:  # no file behind it
+    except io.UnsupportedOperation:  # the stream has no file descriptor
         return False
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

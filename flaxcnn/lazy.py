@@ -1,4 +1,4 @@
-"""Public names that are imported when they are asked for."""
+"""Lazy imports of the public names of a package."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def exports(package: str, homes: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """Returns the `__getattr__` of a package, which imports a module when one of its public names is first used.
+    """Returns a `__getattr__` for a package that imports a module when one of its public names is first used.
 
-    The names stand in an import `if TYPE_CHECKING` as well, for type checkers and editors.
+    The package must also import the names under `if TYPE_CHECKING`, for type checkers and editors.
 
     Args:
       package: name of the package.
-      homes: the public names, by the full name of the module that holds them.
+      homes: {full name of a module: public names that it defines}.
     """
     modules = {name: module for module, names in homes.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Paths as users write them: `~` is the home directory, and addresses such as gs://bucket/run are refused."""
+"""Paths given by the user: `~` is expanded, and addresses such as gs://bucket/run are refused."""
 
 import os
 import re
@@ -6,15 +6,16 @@ from pathlib import Path
 
 from flaxcnn.errors import UserError
 
-# gs://, s3://, file://; also gs:/, to which pathlib shortens the first. A scheme has two letters or more.
+# Addresses such as gs://bucket or file://run; also gs:/bucket, to which pathlib shortens gs://bucket. The scheme
+# has at least two letters.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
-    """Returns the path of a file or folder on this machine, `~` and `~user` expanded.
+    """Returns the path of a file or folder on this machine, with `~` and `~user` expanded.
 
     Raises:
-      UserError: it is an address, such as gs://bucket/run.
+      UserError: the text is an address, such as gs://bucket/run.
     """
     text = os.fspath(text)
     if _ADDRESS.match(text):

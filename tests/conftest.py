@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_sessionstart():
     if FIRST:
-        from flaxcnn.data.prepare import prepare
+        from flaxcnn.data.tfds.preparation import prepare
 
         prepare("digits")
 

@@ -19,8 +19,8 @@ from benchmarks.systems.jax_system import (
 )
 from benchmarks.systems.serve import System, Task, serve
 from flaxcnn.config import ModelConfig, OptimizerConfig, TrainConfig
-from flaxcnn.training.experiment import make_experiment
-from flaxcnn.training.parallel import Strategy
+from flaxcnn.parallel.strategy import Strategy
+from flaxcnn.training.setup import make_experiment
 from flaxcnn.training.step import make_train_step
 
 PACKAGES = ("flax", "jax", "jaxlib", "optax")
@@ -49,14 +49,14 @@ class OursTraining(JaxSystem):
         batch = {"image": images, "label": labels, "mask": np.ones(task.batch, np.float32)}
         _, create = self.strategy.creation(lambda: experiment.create_state(optimizer))
         state = create()
-        inputs = (self.strategy.split(batch),)
+        inputs = (self.strategy.shard(batch),)
         super().__init__(task, None, state, inputs, parameters=count(state.params), packages=PACKAGES)
 
     def run(self, steps: int) -> None:
         """Runs steps one after another and waits for the last; the first call compiles."""
         if self.step is None:
             arguments = (self.carry, *self.inputs)
-            self.step = self.strategy.compile(self.train_step, arguments, split=(1,), donate=(0,))
+            self.step = self.strategy.compile(self.train_step, arguments, sharded=(1,), donate=(0,))
         super().run(steps)
 
     def compiled(self) -> jax.stages.Compiled:

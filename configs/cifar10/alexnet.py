@@ -6,7 +6,7 @@
 Batch 128 for 90 epochs, for one GPU. It has not been run here.
 No published figure: the paper (Krizhevsky, Sutskever, Hinton 2012) trains it on ImageNet alone.
 
-Batch, momentum, decay, rate and length are the paper's; the rate falls at fixed epochs instead of by hand. The
+Batch, momentum, decay, rate and length are the paper's; the rate drops at fixed epochs instead of by hand. The
 network is torchvision's single tower. Images are cropped and mirrored at 32 pixels and enlarged on the device
 afterwards.
 """

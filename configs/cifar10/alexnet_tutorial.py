@@ -4,12 +4,12 @@
     python train.py --config=configs/cifar10/alexnet_tutorial.py
 
 Batch 4 for 7 epochs, for one GPU. It has not been run here.
-Published: 50.1 % after the first epoch and 81.5 % after the seventh, whole pictures of the test split. These are
+Published: 50.1 % after the first epoch and 81.5 % after the seventh, on whole images of the test split. These are
 the figures of the classic tutorial, whose text was not at hand.
 
-Rate, momentum, batch and length are the tutorial's. Which of the AlexNets it trains and how it normalises is not
-known; here it is torchvision's network from scratch, with ImageNet's mean and deviation. Images are enlarged
-bilinearly on the device, so that the set lies there as it is stored.
+Rate, momentum, batch and length are the tutorial's. Which AlexNet it trains and how it normalizes is not known;
+this is torchvision's network from scratch, with ImageNet's mean and standard deviation. Images are enlarged
+bilinearly on the device, so the dataset stays there at its stored size.
 """
 
 from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

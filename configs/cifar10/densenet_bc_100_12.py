@@ -6,8 +6,9 @@
 Batch 64 for 300 epochs, for one GPU. It has not been run here.
 Published: 4.51 % error with crops and mirroring, the test split as it is (Huang et al. 2017, table 2).
 
-Nothing is known to differ: the rate falls at a half and three quarters, decay is of all parameters and momentum is
-Nesterov's, as in the released code; there is no dropout, which the paper has only without augmentation.
+Nothing is known to differ: the rate drops at a half and at three quarters of the run, weight decay applies to all
+parameters and momentum is Nesterov's, as in the released code; there is no dropout, which the paper has only
+without augmentation.
 """
 
 from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

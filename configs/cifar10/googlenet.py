@@ -6,8 +6,8 @@
 Batch 128 for 200 epochs, for one GPU. It has not been run here.
 No published figure: the paper (Szegedy et al. 2015) trains it on ImageNet alone.
 
-The recipe is the one that pytorch-cifar trains all its networks by. The whole network is kept, stem and all; at 32
-pixels that would leave a single one before the last modules, so that images are enlarged on the device, as in
+The recipe is the one that pytorch-cifar trains all its networks by. The whole network is kept, stem included;
+images of 32 pixels would shrink to a single one before the last modules, so they are enlarged on the device, as in
 d2l.ai.
 """
 

@@ -8,9 +8,10 @@ Published: 8.81 % error with translation and mirroring, 10.41 % without, the tes
 2014, table 1).
 
 Rate and decay are those of the authors' released files, the steps those of their Caffe version; the paper lowers
-the rate by hand to a tenth and a hundredth. What differs: pixels are normalised by channel, not by global contrast
-and ZCA whitening, which no option does; and every layer learns at one rate, where theirs doubles it for biases and
-takes a tenth of it for the last layer. Translation is by up to 4 pixels, which the paper does not state.
+the rate by hand to a tenth and a hundredth. What differs: pixels are normalized per channel, not by global
+contrast and ZCA whitening, for which there is no option; and every layer learns at one rate, where theirs doubles
+it for biases and takes a tenth of it for the last layer. Translation is by up to 4 pixels, which the paper does
+not state.
 """
 
 from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

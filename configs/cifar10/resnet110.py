@@ -7,9 +7,10 @@ Batch 128 for 64,000 steps, for one GPU (theirs: two). It has not been run here.
 Published: 6.43 % error, the best of five runs, whose mean is 6.61 % (He et al. 2016, table 6), the test split as
 it is.
 
-What differs: the mean subtracted is one a channel and not one a pixel, and we divide by the deviation too.
-Weights, the classifier's bias and BatchNorm decay alike, which the paper leaves open. The paper trains at 0.01
-until the training error is below 80 %, about 400 steps; here the rate rises from 0.01 to 0.1 over 400 steps.
+What differs: the mean is subtracted per channel, not per pixel, and pixels are also divided by the standard
+deviation. Weights, the classifier's bias and BatchNorm decay alike, which the paper leaves open. The paper trains
+at 0.01 until the training error is below 80 %, about 400 steps; here the rate rises from 0.01 to 0.1 over 400
+steps.
 """
 
 from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

@@ -6,8 +6,8 @@
 Batch 128 for 64,000 steps, for one GPU (theirs: two). It has not been run here.
 Published: 8.75 % error (He et al. 2016, table 6), the test split as it is.
 
-What differs: the mean subtracted is one a channel and not one a pixel, and we divide by the deviation too.
-Weights, the classifier's bias and BatchNorm decay alike, which the paper leaves open.
+What differs: the mean is subtracted per channel, not per pixel, and pixels are also divided by the standard
+deviation. Weights, the classifier's bias and BatchNorm decay alike, which the paper leaves open.
 """
 
 from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

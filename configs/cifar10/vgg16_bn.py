@@ -9,8 +9,8 @@ has no figure for CIFAR.
 
 The recipe is pytorch-cifar's. What differs: its classifier is one layer, this one keeps fc6 and fc7 with 512
 channels and dropout, because no option leaves them out: 15,253,578 parameters against 14,728,266. The rate changes
-at every step, not every epoch, and we divide by the deviation of all pixels, not the mean of the images'
-deviations.
+at every step, not every epoch, and pixels are divided by the standard deviation of all pixels, not by the mean of
+the images' standard deviations.
 """
 
 from ml_collections import ConfigDict

@@ -8,8 +8,8 @@ Published: 35.68 % error without augmentation, the test split as it is (Lin, Che
 
 Rate and decay are those of the authors' released files for CIFAR-100: 0.01 and 0.001 with the loss doubled, which
 is 0.02 and 5e-4. The steps are those of their Caffe version for CIFAR-10; the paper lowers the rate by hand, to a
-tenth and a hundredth. What differs: pixels are normalised by channel, not by global contrast and ZCA whitening,
-which no option does; and biases learn at the rate of the weights and not at twice that.
+tenth and a hundredth. What differs: pixels are normalized per channel, not by global contrast and ZCA whitening,
+for which there is no option; and biases learn at the rate of the weights and not at twice that.
 """
 
 from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

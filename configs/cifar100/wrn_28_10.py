@@ -7,8 +7,8 @@ Batch 128 for 200 epochs, for one GPU. It has not been run here.
 Published: 19.25 % error, the median of five runs, and 18.85 % with --config.model.options.dropout_rate=0.3
 (Zagoruyko, Komodakis 2016, and the README of their code), the test split as it is.
 
-Nothing is known to differ: decay is of all parameters, crops are of images mirrored at their edges, as in the
-released code. Mean and deviation are CIFAR-10's, as in the released code.
+Nothing is known to differ: weight decay applies to all parameters, and crops are padded with the mirrored edges,
+as in the released code. Mean and standard deviation are CIFAR-10's, as in the released code.
 """
 
 from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

@@ -15,7 +15,7 @@ def get_config() -> TrainConfig:
         duration="10 epochs",
         model=ModelConfig(name="lenet5"),
         data=DataConfig(name="fashion_mnist", mean=(0.286,), std=(0.353,)),
-        # So high a rate is what the flat sigmoid needs; the ReLU network has a recipe of its own.
+        # The flat sigmoid needs a rate this high; the ReLU network has a recipe of its own.
         optimizer=OptimizerConfig(learning_rate=0.3, momentum=0.9),
         schedule=ScheduleConfig(name="cosine"),
     )

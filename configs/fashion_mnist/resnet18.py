@@ -4,11 +4,11 @@
     python train.py --config=configs/fashion_mnist/resnet18.py
 
 Batch 128 for 100 epochs, for one GPU. It has not been run here.
-Published: 0.949, the test split as it is, in the data set's own list of benchmarks, with mirroring both ways,
+Published: 0.949, the test split as it is, in the dataset's own list of benchmarks, with mirroring both ways,
 shifts and rotations.
 
-That entry has no recipe, so that rates, decay and length here are ours. No option mirrors upside down or rotates,
-and the images are not in colour; mirroring left to right and shifts by up to a tenth remain.
+That entry has no recipe, so rates, decay and length here are ours. No option mirrors upside down or rotates, and
+the images are not in color; mirroring left to right and shifts by up to a tenth remain.
 """
 
 from ml_collections import ConfigDict

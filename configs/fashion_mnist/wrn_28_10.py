@@ -4,13 +4,13 @@
     python train.py --config=configs/fashion_mnist/wrn_28_10.py
 
 Batch 128 for 300 epochs, for one GPU. It has not been run here.
-Published: 0.963, and 0.959 without erasing, the test split as it is, in the data set's own list of benchmarks;
-3.65 and 4.01 % error in the README of its authors' code (Zhong et al. 2017), which says that both are a little
-better than on the set as it is now.
+Published: 0.963, and 0.959 without erasing, the test split as it is, in the dataset's own list of benchmarks; 3.65
+and 4.01 % error in the README of its authors' code (Zhong et al. 2017), which says that both are a little better
+than on the dataset as it is now.
 
-Rate, falls, decay, crops and the probability of erasing are those of that code. What differs: a rectangle has 2 to
-33 % of the area, not 2 to 40 %, a ratio whose logarithm is uniform, and becomes 0, the mean, not 0.4914; mean and
-deviation are this set's, not MNIST's.
+Rate, drops, decay, crops and the probability of erasing are those of that code. What differs: an erased rectangle
+covers 2 to 33 % of the area, not 2 to 40 %, its aspect ratio is log-uniform, and it is filled with 0, the mean,
+not with 0.4914; mean and standard deviation are those of Fashion-MNIST, not of MNIST.
 """
 
 from flaxcnn.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

@@ -1,4 +1,4 @@
-"""AlexNet as published in 2012, two towers and local response normalisation, on ImageNet.
+"""AlexNet as published in 2012, two towers and local response normalization, on ImageNet.
 
     python -m flaxcnn prepare imagenet2012 --from FOLDER  # with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
     python train.py --config=configs/imagenet/alexnet_2012.py
@@ -7,12 +7,12 @@ Batch 128 for 90 epochs, for one GPU or TPU core (theirs: two GPUs of 3 GB). It 
 Published: 40.7 / 18.2 % top-1 / top-5 error on the validation set, the mean softmax of ten crops of 224 from 256
 pixels (Krizhevsky, Sutskever, Hinton 2012, table 2, one network).
 
-What differs: the paper's velocity holds the learning rate, ours does not, so that after each fall the old velocity
+What differs: the paper's velocity includes the learning rate, ours does not, so after each drop the old velocity
 moves the weights a tenth as far for some steps. The rate was divided by ten by hand, three times, when the
 validation error stopped improving; here after five evaluations without a better one. Training crops come from the
-whole picture and not from its central square, and the mean subtracted is one a channel and not an image. Pixels
-are on the paper's scale of 0 to 255. Caffe's authors found biases that start at 1 not to train; if the loss stays
-at 6.9, --config.model.options.paper_initialization=False starts from torch's distributions, for which data.std is
+whole image, not from its central square, and the mean is one value per channel, not an image. Pixels are on the
+paper's scale of 0 to 255. Caffe's authors found that biases that start at 1 do not train; if the loss stays at
+6.9, --config.model.options.paper_initialization=False starts from torch's distributions, for which data.std is
 (0.229, 0.224, 0.225).
 """
 

@@ -3,14 +3,14 @@
     python -m flaxcnn prepare imagenet2012 --from FOLDER  # with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
     python train.py --config=configs/imagenet/densenet121.py
 
-Batch 256 for 90 epochs, for a node of 4 or 8 GPUs (theirs: 4); on one, --config.model.options.remat=True keeps
-less in memory. It has not been run here.
+Batch 256 for 90 epochs, for a node of 4 or 8 GPUs (theirs: 4); on one, --config.model.options.remat=True needs
+less memory. It has not been run here.
 Published: 25.02 / 7.71 % top-1 / top-5 error, one crop of 224 from 256 pixels, and 23.61 / 6.66 % with
 --config.evaluation.views=ten_crop (Huang et al. 2017, table 3); torchvision's weights have 74.434 / 91.972 % top-1
 / top-5.
 
 Jitter, lighting, Nesterov's momentum and decay are those of the released code (fb.resnet.torch). What differs:
-BatchNorm sees the whole batch, not one GPU's share; --config.parallel.batch_norm=local changes that.
+BatchNorm sees the whole batch, not the images of one GPU; --config.parallel.batch_norm=local changes that.
 """
 
 from flaxcnn.config import (

@@ -9,7 +9,7 @@ parameters against 6.6 million here; torchvision's own weights, 69.778 / 89.530 
 it.
 
 From the paper: rate 0.045, no dropout, the weight decay of Inception (Caffe's 2e-4) divided by five, a rate that
-falls by 4 % six times as often as Inception's, that is every 8 / 6 epochs, and 6 million steps, after which it is
+drops by 4 % six times as often as Inception's, that is every 8 / 6 epochs, and 6 million steps, after which it is
 a hundredth of what it was. What differs: the network, which has no second 3x3 convolution in the branch of the
 5x5; one process instead of asynchronous ones; the momentum, of which the paper gives no value, is Inception's;
 biases and BatchNorm do not decay.

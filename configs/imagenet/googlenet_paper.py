@@ -7,12 +7,12 @@ Batch 32 for 250 epochs, for one GPU (theirs: asynchronous, on many CPUs). It ha
 Published: 10.07 % top-5 error, one crop of 224 from 256 pixels (Szegedy et al. 2015, table 3), for the averaged
 parameters; 68.7 / 88.9 % top-1 / top-5 for Caffe's replication, trained for 60 epochs.
 
-From the paper: momentum, a rate that falls by 4 % every 8 epochs, auxiliary losses times 0.3, crops of 8 to 100 %
+From the paper: momentum, a rate that drops by 4 % every 8 epochs, auxiliary losses times 0.3, crops of 8 to 100 %
 of the area with a ratio of 3/4 to 4/3, Polyak averaging. What it does not state is chosen: batch, rate 0.01, decay
-and length are those of Caffe's replication, whose pixels are on the scale of 0 to 255 too; the average keeps
-0.9999 a step, and the "photometric distortions" are brightness, contrast and saturation by a half, and lighting,
-as in Howard 2013. What differs: one process instead of asynchronous ones, one method of resizing instead of
-several at random; biases do not decay, as in Caffe, but learn at the rate of the weights and not at twice that.
+and length are those of Caffe's replication, whose pixels are on the scale of 0 to 255 too; the average has a decay
+of 0.9999 per step, and the "photometric distortions" are brightness, contrast and saturation by a half, and
+lighting, as in Howard 2013. What differs: one process instead of asynchronous ones, one method of resizing instead
+of several at random; biases do not decay, as in Caffe, but learn at the rate of the weights and not at twice that.
 """
 
 from ml_collections import ConfigDict

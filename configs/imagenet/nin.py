@@ -1,4 +1,4 @@
-"""Network in Network with four blocks, the net that its authors released for Caffe, on ImageNet.
+"""Network in Network with four blocks, the network that its authors released for Caffe, on ImageNet.
 
     python -m flaxcnn prepare imagenet2012 --from FOLDER  # with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
     python train.py --config=configs/imagenet/nin.py
@@ -8,8 +8,9 @@ Published: 59.36 % top-1, one crop of 224 from 256 pixels (the model card of nin
 author; the paper, Lin, Chen, Yan 2014, has no figure for ImageNet).
 
 Rates, decay and steps are those of the released solver; its pixels too are on the scale of 0 to 255. What differs:
-its pictures are squeezed to 256x256, ours are cut; its biases learn at twice the rate, which no option says; and
-the weights start from Glorot's distribution, not from normal ones whose deviations were chosen layer by layer.
+its images are squeezed to 256x256, ours are cropped; its biases learn at twice the rate, for which there is no
+option; and the weights are initialized by Glorot's rule, not from normal distributions whose standard deviations
+were chosen layer by layer.
 """
 
 from ml_collections import ConfigDict

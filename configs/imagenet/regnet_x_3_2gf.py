@@ -7,10 +7,10 @@ Batch 512 for 100 epochs, for a node of 8 GPUs with 64 images each, as theirs. I
 Published: 21.74 % top-1 error, one crop of 224 from 256 pixels, the mean of five runs (Radosavovic et al. 2020, as
 in pycls' table); 78.364 / 93.992 % top-1 / top-5 for torchvision's first weights, by a recipe without lighting.
 
-Nesterov's momentum, lighting and the decay of all parameters are pycls' defaults. What differs: its rate changes
-once an epoch, ours at every step; it recomputes BatchNorm's statistics before each evaluation, ours are running
-averages; and BatchNorm sees the whole batch, not one GPU's share, which --config.parallel.batch_norm=local
-changes.
+Nesterov's momentum, lighting and weight decay on all parameters are pycls' defaults. What differs: its rate
+changes once an epoch, ours at every step; it recomputes BatchNorm's statistics before each evaluation, ours are
+running averages; and BatchNorm sees the whole batch, not the images of one GPU, which
+--config.parallel.batch_norm=local changes.
 """
 
 from flaxcnn.config import (

@@ -45,7 +45,7 @@ def get_config() -> TrainConfig:
             weight_decay=2e-5,
             bias_weight_decay=2e-5,
             norm_weight_decay=0.0,
-            # Theirs keeps 1 - 2e-5 * 1,024 * 32 / 600 of the average every 32 steps; this is that, a step.
+            # torchvision's decay is 1 - 2e-5 * 1,024 * 32 / 600 every 32 steps; this is the same per step.
             ema_decay=0.999966,
         ),
         schedule=ScheduleConfig(name="cosine", warmup="5 epochs", warmup_factor=0.01),

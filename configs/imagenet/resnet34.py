@@ -9,9 +9,9 @@ Published: 24.52 / 7.46 % top-1 / top-5 error, the mean softmax of ten crops of 
 another recipe.
 
 What differs: the paper divides the rate by ten "when the error plateaus", here after ten evaluations without a
-better one; its mean is one a pixel, ours one a channel, and we divide by the deviation too. Weights, biases and
-BatchNorm decay alike, which the paper leaves open. BatchNorm sees the whole batch, not one GPU's share;
---config.parallel.batch_norm=local changes that.
+better one; it subtracts the mean per pixel, not per channel, and does not divide by the standard deviation.
+Weights, biases and BatchNorm decay alike, which the paper leaves open. BatchNorm sees the whole batch, not the
+images of one GPU; --config.parallel.batch_norm=local changes that.
 """
 
 from flaxcnn.config import (

@@ -8,10 +8,10 @@ Published: 80.674 % top-1, one crop of 224 from 232 pixels, averaged parameters 
 recipe, "How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives", 2021); its weights
 IMAGENET1K_V2 have 80.858 / 95.434 % with repeated augmentation.
 
-What differs from torchvision: no picture is repeated within a batch (--ra-reps 4), which no option says; the rate
-changes at every step, not every epoch; the average's decay rises from 0.1 instead of starting after the warm-up;
-BatchNorm sees the whole batch, not one GPU's 128 images, which --config.parallel.batch_norm=local changes; and the
-network computes in bfloat16 with float32 parameters.
+What differs from torchvision: no image is repeated within a batch (--ra-reps 4), for which there is no option; the
+rate changes at every step, not every epoch; the average's decay rises from 0.1 instead of starting after the
+warm-up; BatchNorm sees the whole batch, not one GPU's 128 images, which --config.parallel.batch_norm=local
+changes; and the network computes in bfloat16 with float32 parameters.
 """
 
 from flaxcnn.config import (
@@ -46,7 +46,7 @@ def get_config() -> TrainConfig:
             weight_decay=2e-5,
             bias_weight_decay=2e-5,
             norm_weight_decay=0.0,
-            # Theirs keeps 1 - 2e-5 * 1,024 * 32 / 600 of the average every 32 steps; this is that, a step.
+            # torchvision's decay is 1 - 2e-5 * 1,024 * 32 / 600 every 32 steps; this is the same per step.
             ema_decay=0.999966,
         ),
         schedule=ScheduleConfig(name="cosine", warmup="5 epochs", warmup_factor=0.01),

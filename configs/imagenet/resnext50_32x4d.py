@@ -7,7 +7,7 @@ Batch 256 for 100 epochs, for a node of 8 GPUs with 32 images each, as theirs. I
 Published: 22.2 % top-1 error, one crop of 224 from 256 pixels (Xie et al. 2017, table 3); 77.618 / 93.698 % top-1
 / top-5 for torchvision's weights, by a recipe without jitter, lighting and Nesterov's momentum.
 
-Jitter, lighting, Nesterov's momentum, decay and falls are those of the released code (fb.resnet.torch). What
+Jitter, lighting, Nesterov's momentum, decay and drops are those of the released code (fb.resnet.torch). What
 differs: BatchNorm sees the whole batch, not one GPU's 32 images; --config.parallel.batch_norm=local changes that.
 """
 

@@ -4,15 +4,14 @@
     python train.py --config=configs/imagenet/vgg16.py
 
 Batch 256 for 74 epochs, for a node of 8 GPUs or TPU cores (theirs: 4 GPUs of 6 GB); on a smaller device
---config.parallel.micro_batches=None takes a step in parts. It has not been run here.
-Published: 25.6 / 8.1 % top-1 / top-5 error, the whole picture at 384 pixels, its classifier applied as a
-convolution (Simonyan, Zisserman 2015, table 3). Trained with a shorter side of 256 alone, the paper has 27.0 / 8.8
-%.
+--config.parallel.micro_batches=None splits a step into micro-batches. It has not been run here.
+Published: 25.6 / 8.1 % top-1 / top-5 error, the whole image at 384 pixels, its classifier applied as a convolution
+(Simonyan, Zisserman 2015, table 3). Trained with a shorter side of 256 alone, the paper has 27.0 / 8.8 %.
 
 What differs: all layers start from torchvision's distributions, and not the first and last from a trained network
 of eleven layers. The rate was divided by ten by hand, three times; here after five evaluations without a better
-one. Ten crops of 224 stand for the classifier as a convolution: ours pools the last map to 7x7 whatever the
-picture's size. Biases do not decay; the paper does not say whether they do.
+one. Ten crops of 224 stand for the classifier as a convolution: ours pools the last feature map to 7x7 at any
+image size. Biases do not decay; the paper does not say whether they do.
 """
 
 from flaxcnn.config import (

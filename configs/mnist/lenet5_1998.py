@@ -6,9 +6,10 @@
 The paper reports 0.95 % test error without distortions, an accuracy of 0.9905 (LeCun et al. 1998, section III.B).
 This recipe has not been run: MNIST could not be downloaded where it was written.
 
-Images are centred on 32x32 and scaled to -0.1 (paper) and 1.175 (ink), as in the paper. It trains by the stochastic
-diagonal Levenberg-Marquardt method, one example at a time; here it is plain SGD in batches of 16, whose rate falls
-at the same passes (after 2, 5, 8 and 12) but evenly, by 0.45 each time: the paper's rates are 5, 2, 1, 0.5 and 0.1.
+Images are centered on 32x32 and scaled to -0.1 (paper) and 1.175 (ink), as in the paper. It trains by the
+stochastic diagonal Levenberg-Marquardt method, one example at a time; here it is plain SGD in batches of 16, whose
+rate drops at the same passes (after 2, 5, 8 and 12) but evenly, by 0.45 each time: the paper's rates are 5, 2, 1,
+0.5 and 0.1.
 """
 
 from flaxcnn.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig

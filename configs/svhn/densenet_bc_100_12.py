@@ -6,8 +6,8 @@
 Batch 64 for 40 epochs, for one GPU. It has not been run here.
 Published: 1.76 % error, the test split as it is (Huang et al. 2017, table 2).
 
-Nothing is known to differ but the epoch that is evaluated: the paper's is the one with the least error on 6,000
-images held out, which are trained on here; ours is the last. Images are divided by 255 and not augmented.
+Nothing is known to differ but the epoch that is evaluated: the paper's is the one with the lowest error on 6,000
+held-out images, which this recipe trains on; ours is the last. Images are divided by 255 and not augmented.
 --config.data.train_split=train leaves the 531,131 easier images of "extra" out.
 """
 

@@ -6,12 +6,12 @@
 Batch 128 for 40 epochs, for one GPU. It has not been run here.
 Published: 2.35 % error, the test split as it is (Lin, Chen, Yan 2014, table 3).
 
-Rate and decay are those of the authors' released files; length and falls are chosen, as the paper lowers the rate
+Rate and decay are those of the authors' released files; length and drops are chosen, as the paper lowers the rate
 by hand. What differs: the third block has a 3x3 kernel and channels 384-384-10, theirs a 5x5 kernel and
-384-256-10, which no option says; pixels are normalised by channel, not by local contrast; the 6,000 images that
-the paper holds out of "train" and "extra" for validation are trained on; and every layer learns at one rate, where
-theirs doubles it for biases and takes a tenth of it for the last layer. --config.data.train_split=train leaves the
-531,131 easier images out.
+384-256-10, for which there is no option; pixels are normalized per channel, not by local contrast; the 6,000
+images that the paper holds out of "train" and "extra" for validation are trained on; and every layer learns at one
+rate, where theirs doubles it for biases and takes a tenth of it for the last layer.
+--config.data.train_split=train leaves the 531,131 easier images out.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ Batch 128 for 160 epochs, for one GPU. It has not been run here.
 Published: 1.54 % error, one run, the test split as it is (Zagoruyko, Komodakis 2016, and the README of their
 code).
 
-Nothing is known to differ: rate, dropout 0.4, falls and the decay of all parameters are the released code's,
+Nothing is known to differ: rate, dropout 0.4, drops and weight decay on all parameters are the released code's,
 images are divided by 255 and not augmented, and "extra" is trained on besides "train".
 --config.data.train_split=train leaves the 531,131 easier images of "extra" out.
 """

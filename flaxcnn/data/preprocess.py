@@ -1,19 +1,21 @@
-"""What happens to uint8 images inside the compiled step: augmentation, resizing, normalisation, views."""
+"""Preprocessing inside the compiled step, from uint8 images to the model input, in training and evaluation."""
 
 import jax
 import jax.numpy as jnp
 
 from flaxcnn.config import AugmentConfig, DataConfig, EvaluationConfig
-from flaxcnn.data import augment, policies
+from flaxcnn.config.geometry import EvaluationGeometry
+from flaxcnn.data.augment import color, erasing, geometry, policies
 
 Array = jax.Array
 
 
 def resize(images: Array, size: int, method: str) -> Array:
-    """Brings (B, H, W, C) images to (B, size, size, C): "bilinear", "bicubic", "nearest", or "pad".
+    """Resizes images (B, H, W, C) to (B, size, size, C) by "bilinear", "bicubic", "nearest" or "pad".
 
-    The first two are antialiased when they shrink. "pad" puts the image in the middle of black, the odd pixel on
-    the right and below; the image must not be larger than `size`.
+    "bilinear" and "bicubic" antialias when they shrink. "pad" centers the image on black; the image must not be
+    larger than `size`, and an odd margin has its extra pixel on the right or at the bottom. Images that are padded,
+    or already have the size, keep their dtype. Otherwise integers become float32.
     """
     batch, height, width, channels = images.shape
     if (height, width) == (size, size):
@@ -25,109 +27,120 @@ def resize(images: Array, size: int, method: str) -> Array:
     shape = (batch, size, size, channels)
     if method == "nearest":
         return jax.image.resize(images, shape, method)
-    # `jax.image.resize` computes its weights in JAX's default precision, which is another with `jax_enable_x64`.
+    # `jax.image.resize` would compute its weights in float64 with `jax_enable_x64`.
     scale = jnp.array([size / height, size / width], jnp.float32)
     kernel = {"bilinear": "linear", "bicubic": "cubic"}[method]
     return jax.image.scale_and_translate(images, shape, (1, 2), scale, jnp.zeros(2, jnp.float32), kernel)
 
 
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype) -> Array:
-    """Scales uint8 (or 0..255) images to 0..1, subtracts `mean` and divides by `std`, each one or one a channel."""
+    """Scales images (..., C) from 0..255 to 0..1, subtracts `mean` and divides by `std`.
+
+    `mean` and `std` have one value, or one value per channel. The result is float64 if `dtype` is, otherwise
+    float32.
+    """
     dtype = jnp.promote_types(dtype, jnp.float32)
     last = (1,) * (images.ndim - 1) + (-1,)
-    mean, std = jnp.asarray(mean, dtype).reshape(last), jnp.asarray(std, dtype).reshape(last)
-    return (images.astype(dtype) / 255 - mean) / std
+    means, stds = jnp.asarray(mean, dtype).reshape(last), jnp.asarray(std, dtype).reshape(last)
+    return (images.astype(dtype) / 255 - means) / stds
 
 
 def training_input(
-    data: DataConfig, config: AugmentConfig, images: Array, *, dtype, key: Array, visits: Array
+    data: DataConfig, config: AugmentConfig, images: Array, *, dtype, key: Array, sample_ids: Array
 ) -> Array:
-    """Turns uint8 images into the network's input in training: augmented, resized, normalised.
+    """Augments, resizes and normalizes images for training.
 
-    What is drawn for an image is a pure function of the key, its number in the split, and the epoch.
+    The random numbers of an image are a pure function of the key, its index in the split, and the epoch.
 
     Args:
-      data: the size, mean and deviation.
-      config: what to do.
+      data: image size, method of resizing, mean and standard deviation.
+      config: augmentation.
       images: (B, H, W, C) uint8.
-      dtype: of the network's computation; the result is float32, or float64 if that is.
-      key: of the run.
-      visits: (B, 2) int32, the epoch and the number of the example in the split, for each image.
+      dtype: dtype of the network's computation.
+      key: PRNG key of the run.
+      sample_ids: (B, 2) int32, (epoch, index in the split) of each image.
+
+    Returns:
+      The model input (B, H', W', C), float64 if `dtype` is, otherwise float32.
     """
 
     def keys_of(epoch: Array, example: Array) -> tuple[Array, Array]:
         example_key = jax.random.fold_in(key, example)
         return example_key, jax.random.fold_in(example_key, epoch)
 
-    def stored(epoch: Array, example_key: Array, epoch_key: Array, image: Array) -> Array:
+    def augmented(epoch: Array, example_key: Array, epoch_key: Array, image: Array) -> Array:
         keys = jax.random.split(epoch_key, 6)
         if config.crop_padding:
             mode = {"black": "constant"}.get(config.crop_fill, config.crop_fill)
-            image = augment.random_crop(keys[0], image, config.crop_padding, mode)
+            image = geometry.random_crop(keys[0], image, config.crop_padding, mode)
         if config.translation:
-            image = augment.random_translation(keys[1], image, config.translation)
+            image = geometry.random_translation(keys[1], image, config.translation)
         if config.flip == "random":
-            image = augment.random_flip(keys[2], image)
+            image = geometry.random_flip(keys[2], image)
         elif config.flip == "alternating":
-            image = augment.alternating_flip(example_key, image, epoch)
+            image = geometry.alternating_flip(example_key, image, epoch)
         if config.policy == "rand_augment":
             image = policies.rand_augment(keys[3], image, config.policy_operations, config.policy_magnitude)
         elif config.policy == "trivial_augment_wide":
             image = policies.trivial_augment_wide(keys[3], image)
         if config.color_jitter:
-            image = augment.color_jitter(keys[4], image, *config.color_jitter)
+            image = color.color_jitter(keys[4], image, *config.color_jitter)
         if config.lighting:
-            image = augment.pca_lighting(keys[5], image, config.lighting)
+            image = color.pca_lighting(keys[5], image, config.lighting)
         return image
 
-    example_keys, epoch_keys = jax.vmap(keys_of)(visits[:, 0], visits[:, 1])
-    images = jax.vmap(stored)(visits[:, 0], example_keys, epoch_keys, images)
+    example_keys, epoch_keys = jax.vmap(keys_of)(sample_ids[:, 0], sample_ids[:, 1])
+    images = jax.vmap(augmented)(sample_ids[:, 0], example_keys, epoch_keys, images)
     if data.image_size is not None:
         images = resize(images, data.image_size, data.resize)
     images = normalize(images, data.mean, data.std, dtype)
     if config.erasing:
         erasing_keys = jax.vmap(lambda epoch_key: jax.random.fold_in(epoch_key, 6))(epoch_keys)
-        images = jax.vmap(lambda key, image: augment.random_erasing(key, image, config.erasing))(
+        images = jax.vmap(lambda key, image: erasing.random_erasing(key, image, config.erasing))(
             erasing_keys, images
         )
     return images
 
 
 def evaluation_inputs(data: DataConfig, config: EvaluationConfig, images: Array, *, dtype) -> list[Array]:
-    """Turns uint8 images into the network's inputs in evaluation, one for each view whose softmax is averaged.
+    """Returns the model inputs of evaluation: one for each view of the images that test-time augmentation takes.
 
-    The image is scaled to `shorter_side` (to `image_size` if that is unset), where it is not of that size already;
-    a view of `image_size` is its centre, or its four corners and its centre, each also mirrored: the ten crops of
-    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012, section 4.1. With
-    `scales` the whole image is seen at each of them instead, as in He et al., "Deep Residual Learning for Image
-    Recognition", 2015, section 3.4. Deviation: of a picture as stored that is its central square, decoded at the
-    largest scale and shrunk from there, and not all of it.
+    The caller averages the softmax over the views. An image is resized to `shorter_side`, or to `image_size` if
+    `shorter_side` is None. Then "center" crops the center; "flip" adds its mirror image; "ten_crop" takes the four
+    corners and the center, each also mirrored, as in Krizhevsky et al., "ImageNet Classification with Deep
+    Convolutional Neural Networks", 2012, section 4.1. If `scales` is set, the whole image is resized to each scale
+    instead, as in He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.4. Deviation: images
+    whose stored sizes differ are first decoded to their central square, at the largest scale.
 
     Args:
-      data: mean and deviation, and the method of scaling.
-      config: which views.
+      data: image size, method of resizing, mean and standard deviation.
+      config: sizes and test-time augmentation.
       images: (B, H, W, C) uint8.
-      dtype: of the network's computation; the results are float32, or float64 if that is.
+      dtype: dtype of the network's computation.
 
     Returns:
-      The views, each (B, S, S, C), or as stored where no size is configured.
+      A list of views, each (B, S, S, C), or of the stored size if no size is configured. They are float64 if
+      `dtype` is, otherwise float32.
     """
-    size = config.image_size or data.image_size
-    if config.scales:
-        views = [resize(images, scale, data.resize) for scale in config.scales]
-    elif size is None:
+    geometry = EvaluationGeometry.of(data, config)
+    size = geometry.crop_size
+    if geometry.scales:
+        views = [resize(images, scale, data.resize) for scale in geometry.scales]
+    elif size is None or geometry.resize_size is None:
         views = [images]
     else:
-        images = resize(images, config.shorter_side or size, data.resize)
-        views = [images[:, top : top + size, left : left + size] for top, left in _places(config, images, size)]
+        images = resize(images, geometry.resize_size, data.resize)
+        corners = _crop_corners(config.views, images, size)
+        views = [images[:, top : top + size, left : left + size] for top, left in corners]
     if config.views != "center":
         views += [view[:, :, ::-1] for view in views]
     return [normalize(view, data.mean, data.std, dtype) for view in views]
 
 
-def _places(config: EvaluationConfig, images: Array, size: int) -> list[tuple[int, int]]:
+def _crop_corners(views: str, images: Array, size: int) -> list[tuple[int, int]]:
+    """Returns (top, left) of each crop, in pixels."""
     bottom, right = images.shape[1] - size, images.shape[2] - size
     center = [(bottom // 2, right // 2)]
-    if config.views != "ten_crop":
+    if views != "ten_crop":
         return center
     return [(0, 0), (0, right), (bottom, 0), (bottom, right), *center]

@@ -1,8 +1,9 @@
-"""Time series as pictures: the Gramian angular fields, which make a network for images one for series.
+"""Time series as images: Gramian angular fields, with which image networks classify time series.
 
-Wang, Oates: "Imaging Time-Series to Improve Classification and Imputation", IJCAI 2015, section 2. A series scaled
-to [-1, 1] is read as cosines of angles phi in [0, pi], and the picture of T values is T x T. Here it is computed by
-the paper's algebraic form, without an angle. Left out: its scaling to [0, 1] and its Markov transition fields.
+Wang, Oates: "Imaging Time-Series to Improve Classification and Imputation", IJCAI 2015, section 2. A series x of T
+values in [-1, 1] becomes an image of T x T pixels, which is defined by the angles phi_i = arccos(x_i). The image is
+computed by the algebraic form in the paper, without the angles. Not implemented: scaling to [0, 1], and Markov
+transition fields.
 """
 
 import math
@@ -16,27 +17,29 @@ Array = jax.Array
 
 
 def min_max_scale(series: Array) -> Array:
-    """Scales each series (..., T) so that its least value is -1 and its greatest 1.
+    """Scales each series (..., T) so that its minimum is -1 and its maximum is 1.
 
-    A constant series becomes 0, the middle of the range, with gradient 0. The result is float32, or float64 if the
-    series is.
+    A constant series becomes 0, the middle of the range, with gradient 0. The result is float64 if the series is,
+    otherwise float32.
     """
     series = jnp.asarray(series)
     series = series.astype(jnp.promote_types(series.dtype, jnp.float32))
-    least, greatest = series.min(axis=-1, keepdims=True), series.max(axis=-1, keepdims=True)
-    constant = least == greatest
-    share = (series - least) / jnp.where(constant, 1, greatest - least)  # nor does 0/0 reach the gradient
-    # Compiled division is some roundings off. The greatest value would miss 1, and one rounding below 1 the sine of
-    # the angle is 0.0003 in float32, not 0; a value beside it could pass 1, where there is no angle.
-    share = jnp.where(series == greatest, 1, jnp.minimum(share, 1))
-    return jnp.where(constant, 0, 2 * share - 1)
+    minimum, maximum = series.min(axis=-1, keepdims=True), series.max(axis=-1, keepdims=True)
+    constant = minimum == maximum
+    # The divisor is 1 for a constant series, so that 0/0 does not reach the gradient.
+    fraction = (series - minimum) / jnp.where(constant, 1, maximum - minimum)
+    # Compiled division may be wrong in the last bits. The maximum might then not become exactly 1, and at the next
+    # float32 below 1 the sine of the angle is 0.0003 instead of 0. A value near the maximum might exceed 1, where
+    # the angle is not defined.
+    fraction = jnp.where(series == maximum, 1, jnp.minimum(fraction, 1))
+    return jnp.where(constant, 0, 2 * fraction - 1)
 
 
 def piecewise_aggregate(series: Array, segments: int) -> Array:
-    """Shrinks each series (..., T) to the means of equal segments, (..., segments).
+    """Reduces each series (..., T) to the means of segments of equal length, (..., segments).
 
-    Keogh, Pazzani: "Scaling up Dynamic Time Warping for Datamining Applications", 2000. Where the length is no
-    multiple of `segments`, a value on a border counts in both neighbours, by its share in each.
+    Keogh, Pazzani: "Scaling up Dynamic Time Warping for Datamining Applications", 2000. If T is not a multiple of
+    `segments`, a value on the border of two segments counts in both, in proportion to its overlap with each.
 
     Raises:
       UserError: `segments` is not between 1 and T.
@@ -50,28 +53,36 @@ def piecewise_aggregate(series: Array, segments: int) -> Array:
 
 
 def gramian_summation_field(scaled: Array) -> Array:
-    """Returns cos(phi_i + phi_j) = x_i x_j - sqrt(1 - x_i^2) sqrt(1 - x_j^2), symmetric, (..., T) to (..., T, T).
+    """Returns the Gramian angular summation field of series x, (..., T) to (..., T, T), of the dtype of `scaled`.
 
-    Values must lie in [-1, 1], as those of `min_max_scale` do; others give NaN. The dtype is theirs. At -1 and 1,
-    where the slope of the square root is infinite, its gradient is taken to be 0. After `min_max_scale` that is no
-    approximation, for the extremes stay -1 and 1 whatever the series.
+    Pixel (i, j) is cos(phi_i + phi_j) = x_i x_j - sqrt(1 - x_i^2) sqrt(1 - x_j^2). The image is symmetric.
+
+    At -1 and 1, where the square root has an infinite slope, its gradient is defined as 0. After `min_max_scale`
+    that is exact, because it maps the extremes to -1 and 1 whatever the series.
+
+    Args:
+      scaled: (..., T), values in [-1, 1], such as those of `min_max_scale`; other values give NaN.
     """
     sines = _sines(scaled)
     return scaled[..., :, None] * scaled[..., None, :] - sines[..., :, None] * sines[..., None, :]
 
 
 def gramian_difference_field(scaled: Array) -> Array:
-    """Returns sin(phi_i - phi_j) = sqrt(1 - x_i^2) x_j - x_i sqrt(1 - x_j^2), (..., T) to (..., T, T).
+    """Returns the Gramian angular difference field of series x, (..., T) to (..., T, T), of the dtype of `scaled`.
 
-    It is antisymmetric, with the paper's sign: an entry is positive where the column's value is above the row's.
-    All else is as in `gramian_summation_field`.
+    Pixel (i, j) is sin(phi_i - phi_j) = sqrt(1 - x_i^2) x_j - x_i sqrt(1 - x_j^2). The image is antisymmetric, with
+    the paper's sign: pixel (i, j) is positive if x_j > x_i. For the gradient at -1 and 1 see
+    `gramian_summation_field`.
+
+    Args:
+      scaled: (..., T), values in [-1, 1], such as those of `min_max_scale`; other values give NaN.
     """
     sines = _sines(scaled)
     return sines[..., :, None] * scaled[..., None, :] - scaled[..., :, None] * sines[..., None, :]
 
 
 def _sines(cosines: Array) -> Array:
-    squares = (1 - cosines) * (1 + cosines)  # loses no digits near the ends, as 1 - x^2 would
+    squares = (1 - cosines) * (1 + cosines)  # 1 - x^2 would lose digits near -1 and 1
     ends = squares == 0
-    # Both `where` are needed: with the outer alone the gradient is 0 times infinity.
+    # Both calls of `where` are needed: with the outer one alone the gradient would be 0 times infinity.
     return jnp.where(ends, 0, jnp.sqrt(jnp.where(ends, 1, squares)))

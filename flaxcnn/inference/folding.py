@@ -1,8 +1,8 @@
-"""BatchNorm as inference needs it: a linear map with fixed numbers, made part of the convolution before it.
+"""Folding of BatchNorm into the preceding convolution, for inference.
 
-With running statistics, scale (W x - mean) / sqrt(variance + epsilon) + offset is a convolution with other weights
-and a bias (Jacob et al.: "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-Inference", CVPR 2018, section 3.2).
+With running statistics, a convolution W x followed by BatchNorm, scale (W x - mean) / sqrt(variance + epsilon) +
+bias, equals one convolution with different weights and a bias (Jacob et al.: "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2).
 """
 
 import collections
@@ -21,18 +21,25 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
-from flaxcnn.models.layers import Array, Dtype, Network
+from flaxcnn.models.layers import Array, Dtype
+from flaxcnn.models.network import Network
 
 Variables = Mapping[str, Any]
 
 
 class FoldedNorm(nn.Module):
-    """What stays where a BatchNorm was: a scale and an offset a channel, an offset alone, or nothing.
+    """Replaces a BatchNorm after folding: multiplies by a scale and adds a bias, only adds a bias, or does nothing.
+
+    The module path determines which of the three it does.
 
     Attributes:
-      scaled: paths of the norms that no convolution could take in: parameters `scale` and `bias`.
-      shifted: paths of those whose scale went into a convolution without a bias; the parameter `bias` is that bias.
-      scale_init: the start of the scale.
+      scaled: paths of norms that could not be folded. They have parameters `scale` and `bias`, one value per
+        channel.
+      shifted: paths of norms that were folded into a layer without bias. They have a parameter `bias`, which serves
+        as the bias of that layer.
+      scale_init: initializer of the scale.
+      dtype: dtype of the result.
+      param_dtype: dtype of the parameters.
     """
 
     scaled: frozenset[str] = frozenset()
@@ -48,7 +55,7 @@ class FoldedNorm(nn.Module):
         if path in self.scaled:
             scale = self.param("scale", self.scale_init, shape, self.param_dtype)
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-            # As in BatchNorm, numbers of half precision are widened for the product and the sum.
+            # As in BatchNorm, half precision is promoted to float32 for the multiplication and the addition.
             x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale.reshape(last) + bias.reshape(last)
         elif path in self.shifted:
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
@@ -59,29 +66,36 @@ class FoldedNorm(nn.Module):
 
 @dataclasses.dataclass
 class _Norm:
-    """A BatchNorm of a network: its epsilon, and the path of the layer whose output only it sees, or None."""
+    """A BatchNorm of a network.
+
+    Attributes:
+      epsilon: constant that is added to the variance.
+      layer: path of the layer whose output is used by this norm only; None if there is no such layer.
+    """
 
     epsilon: float
     layer: str | None = None
 
 
 def fold_batch_norm(model: Network, variables: Variables) -> tuple[Network, Variables]:
-    """Returns a network without BatchNorm, and its variables, that compute the same for `train=False`.
+    """Returns an equivalent network without BatchNorm for inference, and its variables.
 
-    A convolution or dense layer whose output goes into a BatchNorm, and nowhere else, takes it in: its kernel is
-    scaled, and it gets a bias: its own, or, where it has none, one under the name of the norm. Every other
-    BatchNorm, as before the first convolution of a pre-activation block, becomes a scale and an offset a channel.
+    If the output of a convolution or dense layer is used only by a BatchNorm, the BatchNorm is folded into the
+    layer. The kernel is scaled, and the remaining bias is added to the bias of the layer. If the layer has no bias,
+    the remaining bias becomes a parameter with the path of the norm. Every other BatchNorm, such as the first one
+    of a pre-activation block, becomes a scale and a bias per channel.
 
-    The result is a module of the same class and fields but for `norm`, with the same stage maps, for inference:
-    with `train=True` it drops, but normalises nothing. It has no `batch_stats`. Other norms stay as they are, and
-    a network without BatchNorm is returned unchanged.
+    The returned network has the same class, the same fields except `norm`, and the same feature maps with
+    `train=False`. With `train=True` dropout is active, but nothing is normalized. Its variables have no
+    `batch_stats`. Norms of other types are kept. A network without BatchNorm is returned unchanged.
 
     Args:
       model: a network of this package.
-      variables: of the model. New values are computed in float64 and rounded to the dtype of those they replace.
+      variables: variables of the model. New values are computed in float64, and rounded to the dtype of the values
+        that they replace.
 
     Raises:
-      UserError: the variables lack what the model has.
+      UserError: variables of the model are missing.
     """
     norms = _find_norms(model)
     if not norms:
@@ -96,19 +110,20 @@ def fold_batch_norm(model: Network, variables: Variables) -> tuple[Network, Vari
     scaled, shifted = set(), set()
     for path, norm in norms.items():
         mean, variance = take(stats, f"{path}/mean"), take(stats, f"{path}/var")
-        scale, offset = params.pop(f"{path}/scale", None), params.pop(f"{path}/bias", None)
-        dtype = next(leaf.dtype for leaf in (scale, offset, mean) if leaf is not None)
-        factor = (1 if scale is None else _wide(scale)) / np.sqrt(_wide(variance) + norm.epsilon)
-        shift = (0 if offset is None else _wide(offset)) - _wide(mean) * factor
+        scale, bias = params.pop(f"{path}/scale", None), params.pop(f"{path}/bias", None)
+        dtype = next(leaf.dtype for leaf in (scale, bias, mean) if leaf is not None)
+        factor = (1 if scale is None else _float64(scale)) / np.sqrt(_float64(variance) + norm.epsilon)
+        shift = (0 if bias is None else _float64(bias)) - _float64(mean) * factor
         if norm.layer is None:
             scaled.add(path)
             params[f"{path}/scale"] = jnp.asarray(factor, dtype)
             params[f"{path}/bias"] = jnp.asarray(shift, dtype)
             continue
         kernel = take(params, f"{norm.layer}/kernel")
-        params[f"{norm.layer}/kernel"] = jnp.asarray(_wide(kernel) * factor, kernel.dtype)
-        if (bias := params.get(f"{norm.layer}/bias")) is not None:
-            params[f"{norm.layer}/bias"] = jnp.asarray(_wide(bias) * factor + shift, bias.dtype)
+        params[f"{norm.layer}/kernel"] = jnp.asarray(_float64(kernel) * factor, kernel.dtype)
+        layer_bias = params.get(f"{norm.layer}/bias")
+        if layer_bias is not None:
+            params[f"{norm.layer}/bias"] = jnp.asarray(_float64(layer_bias) * factor + shift, layer_bias.dtype)
         else:
             shifted.add(path)
             params[f"{path}/bias"] = jnp.asarray(shift, dtype)
@@ -124,14 +139,17 @@ def _flat(collection: Mapping[str, Any]) -> dict[str, Array]:
     return flat
 
 
-def _wide(leaf: Any) -> np.ndarray:
+def _float64(leaf: Any) -> np.ndarray:
     return np.asarray(leaf).astype(np.float64)
 
 
 def _find_norms(model: Network) -> dict[str, _Norm]:
-    """Returns the BatchNorms of a network by path, seen in a trace of its initialisation, which calls them all."""
+    """Returns the BatchNorms of a network, keyed by path.
+
+    They are found in a trace of the network's initialization, which calls every layer.
+    """
     if hasattr(model, "remat"):
-        model = model.clone(remat=False)  # would hide blocks in programs of their own
+        model = model.clone(remat=False)  # with `remat`, each block would be a separate jaxpr within the trace
     norms: dict[str, _Norm] = {}
 
     def mark(call, args, kwargs, context):
@@ -150,7 +168,7 @@ def _find_norms(model: Network) -> dict[str, _Norm]:
     size = max(model.minimum_size, 32)
     with nn.intercept_methods(mark):
         jaxpr = jax.make_jaxpr(forward)(jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).jaxpr
-    # A stage map that is handed out is one more use.
+    # Outputs of the network count as uses, too.
     uses = collections.Counter(
         id(variable) for variables in (*(e.invars for e in jaxpr.eqns), jaxpr.outvars) for variable in variables
     )

@@ -1,1 +1,1 @@
-"""Looking at networks and runs."""
+"""Tables of networks and figures of runs."""

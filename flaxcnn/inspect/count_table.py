@@ -1,4 +1,4 @@
-"""The counts of all networks: `python -m flaxcnn.inspect.count_table > flaxcnn/models/counts.txt`."""
+"""Prints the counts of all networks: `python -m flaxcnn.inspect.count_table > flaxcnn/models/counts.txt`."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from flaxcnn.models import list_models, model_info
 
 
 def count_table() -> Iterator[str]:
-    """Yields a line for each network: name, parameters, multiply-adds and activations, measured anew."""
+    """Measures all networks; yields a line for each with name, parameters, multiply-adds and activations."""
     for name in list_models():
         cost = model_info(name).cost
         yield f"{name} {cost.parameters} {cost.macs} {cost.activations}"

@@ -1,4 +1,4 @@
-"""Networks as tables on the terminal: what there is, and what one computes and costs layer by layer."""
+"""Tables for the terminal: the list of networks, and the layers and costs of one network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from flaxcnn.models.cost import LayerCost, measure
 
 
 def print_models(console: Console, pattern: str) -> None:
-    """Prints the networks whose names match a shell wildcard.
+    """Prints the networks whose names match a shell pattern or, if none does, contain it.
 
     Raises:
-      UserError: none does.
+      UserError: no name matches or contains the pattern.
     """
     names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
@@ -51,18 +51,18 @@ def print_summary(
     channels: int | None = None,
     batch: int = 1,
 ) -> None:
-    """Prints each layer in the order in which it is computed: output, parameters, multiply-adds and output memory.
+    """Prints the layers of a network in the order of computation: shapes, parameters, multiply-adds and memory.
 
     Args:
-      console: where to.
-      name: of the network.
-      fields: of `create_model`, where they differ from the network's own.
-      image_size: height and width of the images, in pixels; by default those it was made for.
-      channels: of the images; by default those it was made for.
+      console: console to print to.
+      name: name of the network, as for `create_model`.
+      fields: fields of `create_model` that override those of the network.
+      image_size: height and width of the images, in pixels; by default the size that the network was designed for.
+      channels: number of channels of the images; by default the number that the network was designed for.
       batch: number of images.
 
     Raises:
-      UserError: no such network or field, a value that cannot work, or images too small for it.
+      UserError: the network or a field does not exist, a value is invalid, or the images are too small.
     """
     info, model = model_info(name), create_model(name, **fields)
     height, width = image_size or info.input_shape[:2]
@@ -103,7 +103,7 @@ def print_summary(
 
 
 def _kind(layer: LayerCost) -> str:
-    """Returns what a layer does, as "Conv 3x3/2 in 32 groups" for a stride of 2."""
+    """Formats the operation of a layer, such as "Conv 3x3/2 g32" for stride 2 and 32 groups."""
     text = layer.kind
     if layer.window:
         text += f" {_shape(layer.window)}"
@@ -116,7 +116,7 @@ def _kind(layer: LayerCost) -> str:
 
 
 def giga(count: float) -> str:
-    """Returns 10^9s with three decimals, or with two digits where those would vanish."""
+    """Formats a count in units of 10^9, with three decimals, or with two significant digits if it is below 0.01."""
     return f"{count / 1e9:.3f}" if count >= 1e7 else f"{count / 1e9:.2g}"
 
 

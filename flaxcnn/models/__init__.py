@@ -1,4 +1,4 @@
-"""The networks, one family a file; importing this package registers them all."""
+"""Convolutional networks, one family per module. Importing this package registers all of them by name."""
 
 from flaxcnn.models import alexnet, anynet, densenet, googlenet, lenet, nin, resnet, vgg  # noqa: F401
 from flaxcnn.models.registry import ModelInfo, create_model, list_models, model_info

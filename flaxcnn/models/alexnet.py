@@ -1,4 +1,4 @@
-"""AlexNet, as published and in the forms that followed.
+"""AlexNet, as published and in later variants.
 
 Krizhevsky, Sutskever, Hinton: "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012 (two
 towers on two GPUs); Krizhevsky: "One weird trick for parallelizing convolutional neural networks", 2014 (the
@@ -9,30 +9,35 @@ import flax.linen as nn
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
-from flaxcnn.models.layers import Array
+from flaxcnn.models.batch_norm import BatchNorm
+from flaxcnn.models.layers import Array, Norm
+from flaxcnn.models.network import Network
 from flaxcnn.models.registry import register
-from flaxcnn.ops.local_response_norm import local_response_norm
-from flaxcnn.ops.pooling import adaptive_average_pool, max_pool
+from flaxcnn.ops import adaptive_average_pool, local_response_norm, max_pool
 
 
-class AlexNet(layers.Network):
+class AlexNet(Network):
     """Five convolutions, overlapping 3x3/2 max pooling after the first, second and fifth, and three dense layers.
 
-    The defaults are torchvision's `alexnet`. Without `pooled_size` the width of `fc6` follows from the size of
-    the images. With `num_classes=0` the network ends in the activations of `fc7`.
+    The defaults give torchvision's `alexnet`. With `pooled_size=0` the number of inputs of `fc6` depends on the
+    image size. With `num_classes=0` the network returns the activations of `fc7`.
 
     Attributes:
       widths: output channels of the five convolutions.
-      kernel_sizes: heights and widths of their kernels; all but the first keep the size of the map.
-      groups: groups of channels of each, 2 for the paper's two towers.
-      relu_after: whether a ReLU follows each.
-      conv1_padding: zeros around the image, in pixels; conv1 has stride 4.
-      local_response_norm: whether the paper's normalisation stands between the ReLU and the pooling of conv1, 2.
-      norm: constructor of a norm after each ReLU of a convolution, or None.
-      pooled_size: height and width to which the last map is pooled adaptively, or 0 for none.
-      hidden: width of fc6 and fc7.
-      dropout_rate: applied before fc6 and fc7 (torchvision) or, with `dropout_after`, after them (the paper).
-      paper_initialization: the paper's (normal, 0.01; biases 1 in conv2, 4, 5 and fc6, 7) instead of torch's.
+      kernel_sizes: kernel sizes of the five convolutions, in pixels. All but the first convolution keep the size of
+        the feature map.
+      groups: number of channel groups of each convolution, 2 for the paper's two towers.
+      relu_after: for each convolution, whether a ReLU follows.
+      conv1_padding: number of zeros on each side of the image; conv1 has stride 4.
+      local_response_norm: whether local response normalization follows the ReLU of conv1 and conv2, as in the
+        paper.
+      norm: constructor of the norm after the ReLU of each convolution, or None.
+      pooled_size: height and width to which the last feature map is pooled adaptively, or 0 for no such pooling.
+      hidden: number of outputs of fc6 and of fc7.
+      dropout_rate: probability of dropout at fc6 and fc7.
+      dropout_after: whether dropout follows fc6 and fc7 (the paper) instead of preceding them (torchvision).
+      paper_initialization: whether to initialize as in the paper instead of as in torch: normally distributed
+        kernels with standard deviation 0.01; biases 1 in conv2, conv4, conv5, fc6 and fc7, and 0 elsewhere.
     """
 
     widths: tuple[int, ...] = (64, 192, 384, 256, 256)
@@ -41,7 +46,7 @@ class AlexNet(layers.Network):
     relu_after: tuple[bool, ...] = (True, True, True, True, True)
     conv1_padding: int = 2
     local_response_norm: bool = False
-    norm: layers.Norm | None = None
+    norm: Norm | None = None
     bn_axis_name: str | None = None
     pooled_size: int = 6
     hidden: int = 4096
@@ -51,11 +56,11 @@ class AlexNet(layers.Network):
 
     @property
     def minimum_size(self) -> int:
-        """The last pooling needs 3x3 pixels, the second 7x7, the first 15x15, at conv1's stride of 4."""
+        """Minimum height and width of the images: the last pooling needs 3x3 pixels, the first 15x15."""
         return max(14 * 4 + self.kernel_sizes[0] - 2 * self.conv1_padding, 1)
 
     def check_fields(self) -> None:
-        """Five values for the five convolutions, and channels that the groups divide."""
+        """Checks that there are five values for the five convolutions, and that the groups divide the channels."""
         super().check_fields()
         self.check_positive("widths", "kernel_sizes", "groups", "hidden")
         for field in ("widths", "kernel_sizes", "groups", "relu_after"):
@@ -64,19 +69,19 @@ class AlexNet(layers.Network):
                     f"{field} of AlexNet takes five values, one a convolution, got {getattr(self, field)}"
                 )
         if self.groups[0] != 1:
-            raise UserError(f"conv1 of AlexNet sees the image whole, and not in {self.groups[0]} groups")
+            raise UserError(f"conv1 of AlexNet has one group, got {self.groups[0]}")
         for index, groups in enumerate(self.groups[1:]):
             if self.widths[index] % groups or self.widths[index + 1] % groups:
                 raise UserError(f"{groups} groups do not divide the channels around conv{index + 2} of AlexNet")
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
-        """Returns the maps conv1, pool1, pool2, pool5 and the logits."""
+        """Returns the feature maps conv1, pool1, pool2, pool5 and the logits."""
         maps = {}
         maps["conv1"] = self._convolve(1, images, train, stride=4, padding=self.conv1_padding)
-        maps["pool1"] = max_pool(self._normalise(maps["conv1"]), 3, 2)
+        maps["pool1"] = max_pool(self._normalize(maps["conv1"]), 3, 2)
         x = self._convolve(2, maps["pool1"], train)
-        maps["pool2"] = max_pool(self._normalise(x), 3, 2)
+        maps["pool2"] = max_pool(self._normalize(x), 3, 2)
         x = self._convolve(3, maps["pool2"], train)
         x = self._convolve(4, x, train)
         x = self._convolve(5, x, train)
@@ -87,30 +92,30 @@ class AlexNet(layers.Network):
         for name in ("fc6", "fc7"):
             if not self.dropout_after:
                 x = layers.dropout(x, self.dropout_rate, train)
-            x = nn.relu(self.dense(self.hidden, self._scheme(bias=1.0), name=name)(x))
+            x = nn.relu(self.dense(self.hidden, self._initializer(bias=1.0), name=name)(x))
             if self.dropout_after:
                 x = layers.dropout(x, self.dropout_rate, train)
-        return maps, self.classify(x, self._scheme(bias=0.0))
+        return maps, self.classify(x, self._initializer(bias=0.0))
 
     def _convolve(self, number: int, x: Array, train: bool, **geometry: int) -> Array:
-        """Applies the convolution of a number from 1 to 5, its ReLU and its norm."""
+        """Applies convolution `number`, from 1 to 5, with its ReLU and its norm."""
         index = number - 1
         x = self.conv_norm(train, norm=None)(
             self.widths[index],
             self.kernel_sizes[index],
             groups=self.groups[index],
             activation=nn.relu if self.relu_after[index] else None,
-            scheme=self._scheme(bias=1.0 if number in (2, 4, 5) else 0.0),
+            initializer=self._initializer(bias=1.0 if number in (2, 4, 5) else 0.0),
             name=f"conv{number}",
             **geometry,
         )(x)
         norm = self.bound_norm(train)
         return x if norm is None else norm(name=f"norm{number}")(x)
 
-    def _normalise(self, x: Array) -> Array:
+    def _normalize(self, x: Array) -> Array:
         return local_response_norm(x) if self.local_response_norm else x
 
-    def _scheme(self, bias: float) -> initializers.Scheme:
+    def _initializer(self, bias: float) -> initializers.LayerInitializer:
         return initializers.gaussian(0.01, bias) if self.paper_initialization else initializers.TORCH
 
 
@@ -121,7 +126,7 @@ _SHAPE = (224, 224, 3)
 register(
     "alexnet",
     AlexNet,
-    summary="single tower of torchvision: 64-192-384-256-256, no normalisation, dropout before fc6 and fc7",
+    summary="single tower of torchvision: 64-192-384-256-256, no normalization, dropout before fc6 and fc7",
     paper="Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014",
     input_shape=_SHAPE,
 )
@@ -136,7 +141,7 @@ register(
         "paper_initialization": True,
     },
     reported="40.7 / 18.2 % top-1 / top-5 error on ImageNet's validation set, ten crops",
-    summary="as published: two groups in conv2, 4, 5, local response normalisation, the paper's initialisation",
+    summary="as published: two groups in conv2, 4, 5, local response normalization, the paper's initialization",
     paper=_PAPER,
     input_shape=_SHAPE,
 )
@@ -144,7 +149,7 @@ register(
     "alexnet_lrn",
     AlexNet,
     fields={**_ONE_TOWER, "local_response_norm": True},
-    summary="one tower 96-256-384-384-256, conv1 without padding, local response normalisation",
+    summary="one tower 96-256-384-384-256, conv1 without padding, local response normalization",
     paper=_PAPER,
     input_shape=_SHAPE,
 )
@@ -152,7 +157,7 @@ register(
     "alexnet_d2l",
     AlexNet,
     fields={**_ONE_TOWER, "conv1_padding": 1},
-    summary="one tower of d2l.ai: conv1 padded by 1, no normalisation",
+    summary="one tower of d2l.ai: conv1 padded by 1, no normalization",
     paper=_PAPER,
     input_shape=(224, 224, 1),
     num_classes=10,
@@ -168,7 +173,7 @@ register(
 register(
     "alexnet_bn",
     AlexNet,
-    fields={**_ONE_TOWER, "norm": layers.BatchNorm},
+    fields={**_ONE_TOWER, "norm": BatchNorm},
     summary="one tower with BatchNorm after each convolution's ReLU, conv1 without padding",
     paper=_PAPER,
     input_shape=_SHAPE,

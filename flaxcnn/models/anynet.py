@@ -1,8 +1,9 @@
-"""AnyNet, the design space of stem, body and head, and RegNet, the rule that generates its stages.
+"""AnyNet, a design space of networks, and RegNet, a rule that generates the stages of an AnyNet.
 
 Radosavovic, Kosaraju, Girshick, He, Dollar: "Designing Network Design Spaces", CVPR 2020, figures 3 and 4 and
-section 3.3; the published RegNetX and RegNetY of its appendix in torchvision's form and names. The body's blocks
-are ResNet's bottlenecks, so that ResNet-50 and ResNeXt-50 are points of the space.
+section 3.3. An AnyNet has a stem, a body of stages and a head. The blocks of the body are ResNet's bottlenecks, so
+ResNet-50 and ResNeXt-50 are points of the design space. The RegNetX and RegNetY networks are those of the paper's
+appendix, with torchvision's structure and names.
 """
 
 import math
@@ -14,21 +15,23 @@ import numpy as np
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
-from flaxcnn.models.layers import Array
+from flaxcnn.models.batch_norm import BatchNorm
+from flaxcnn.models.layers import Array, Norm
+from flaxcnn.models.network import Network
 from flaxcnn.models.registry import register
 from flaxcnn.models.residual import Bottleneck
-from flaxcnn.ops.pooling import global_average_pool
+from flaxcnn.ops import global_average_pool
 
 
 class Stage(NamedTuple):
-    """A run of equal blocks.
+    """A sequence of blocks with the same number of output channels.
 
     Attributes:
       depth: number of blocks.
-      width: output channels.
+      width: output channels of each block.
       group_width: channels in each group of the 3x3 convolutions.
-      bottleneck_ratio: channels of the 3x3 convolutions, as a share of the width.
-      stride: of the first block.
+      bottleneck_ratio: channels of the 3x3 convolutions, divided by `width`.
+      stride: stride of the first block.
     """
 
     depth: int
@@ -41,20 +44,18 @@ class Stage(NamedTuple):
 _REGNETX32 = (Stage(4, 32, 16), Stage(6, 80, 16))
 
 
-class AnyNet(layers.Network):
-    """A stem, a body of stages, and the mean over the last map.
+class AnyNet(Network):
+    """A stem, a body of stages, and global average pooling.
 
-    The defaults are the stages of d2l.ai's RegNetX32 (section 8.8), whose convolutions have biases besides.
+    The default stages are those of d2l.ai's RegNetX32 (section 8.8), whose convolutions also have biases.
 
     Attributes:
-      stages: the body, each entry a `Stage` or its values in order.
-      stem: "simple", 3x3/2, or "imagenet", ResNet's 7x7/2 and 3x3/2 max pooling.
-      stem_features: channels of the stem.
-      squeeze_ratio: channels inside squeeze-excitation as a share of a block's input channels; 0 for none.
-      use_bias: whether convolutions have biases beside the norm.
+      stages: stages of the body; each is a `Stage` or a tuple of its values.
+      stem: "simple" (3x3/2 convolution) or "imagenet" (ResNet's 7x7/2 convolution and 3x3/2 max pooling).
+      stem_features: output channels of the stem.
+      squeeze_ratio: channels inside squeeze-excitation, divided by the block's input channels; 0 for none.
+      use_bias: whether convolutions have a bias although a norm follows; without a norm they always have one.
       norm: constructor of the norms, or None.
-      remat: whether each block is computed again in the backward pass instead of being kept: less memory (but not
-        on CPUs, where XLA undoes it), about a third more work; changes no value.
     """
 
     stages: tuple[tuple[float, ...], ...] = _REGNETX32
@@ -62,12 +63,12 @@ class AnyNet(layers.Network):
     stem_features: int = 32
     squeeze_ratio: float = 0.0
     use_bias: bool = False
-    norm: layers.Norm | None = layers.BatchNorm
+    norm: Norm | None = BatchNorm
     bn_axis_name: str | None = None
     remat: bool = False
 
     def check_fields(self) -> None:
-        """Three to five numbers a stage, and groups that fill the 3x3 convolutions."""
+        """Checks that each stage has three to five numbers, and that the groups divide its channels."""
         super().check_fields()
         self.check_positive("stages", "stem_features")
         if not self.stages or any(not 3 <= len(stage) <= 5 for stage in self.stages):
@@ -86,7 +87,7 @@ class AnyNet(layers.Network):
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
-        """Returns the maps stem, stage1 and so on, and the logits."""
+        """Returns the feature maps "stem", "stage1", "stage2", ..., and the logits."""
         conv = self.conv_norm(train, use_bias=self.use_bias or self.norm is None)
         if self.stem == "simple":
             x = conv(self.stem_features, 3, stride=2, name="stem")(images)
@@ -120,21 +121,22 @@ def regnet_stages(
     bottleneck_ratio: float = 1.0,
     rounding: Literal["torchvision", "paper"] = "torchvision",
 ) -> tuple[Stage, ...]:
-    """Generates the stages of a RegNet by the paper's quantised linear rule (equations 2 to 4).
+    """Generates the stages of a RegNet by the paper's quantized linear rule (equations 2 to 4).
 
     Args:
       depth: number of blocks d.
-      initial_width: w_0, in channels.
-      slope: w_a, channels a block.
-      multiplier: w_m, the ratio of successive stage widths.
-      group_width: g, in channels; at most the stage's own width.
-      bottleneck_ratio: b, the width of the 3x3 convolution as a share of the stage's.
-      rounding: how widths become multiples of the group width: to the nearest, as in the paper's code, or, as in
-        torchvision, half upwards and never to less than 90 %. They differ for X-400MF, Y-800MF and Y-8GF. With a
-        ratio above 1 the multiple is also one of the ratio, in both, so that groups fill the convolutions.
+      initial_width: w_0 in the paper, in channels.
+      slope: w_a in the paper, in channels per block.
+      multiplier: w_m in the paper, the ratio of successive stage widths.
+      group_width: g in the paper, in channels. A stage whose 3x3 convolutions are narrower has a single group.
+      bottleneck_ratio: b in the paper: width of the 3x3 convolutions divided by the width of the stage.
+      rounding: how widths are rounded to multiples of the group width. "paper" rounds to the nearest multiple, as
+        the paper's code does. "torchvision" rounds halves up, and rounds up where the result would be below 90 % of
+        the width. The two differ for X-400MF, Y-800MF and Y-8GF. With a bottleneck ratio above 1, both also round
+        to multiples of the ratio, so that the groups fill the convolutions.
 
     Raises:
-      UserError: another rounding, or a multiplier that does not widen.
+      UserError: the rounding is unknown, or the multiplier is not above 1.
     """
     if rounding not in ("torchvision", "paper"):
         raise UserError(f"rounding of RegNet is torchvision or paper, got {rounding!r}")
@@ -163,23 +165,23 @@ def _torchvision_multiple(value: int, divisor: int) -> int:
     return multiple + divisor if multiple < 0.9 * value else multiple
 
 
-# depth, w_0, w_a, w_m, g of the published networks (the paper's tables 7 and 8, as in torchvision).
+# Depth, w_0, w_a, w_m and g of the published networks (the paper's tables 7 and 8, as in torchvision).
 REGNETS = {
-    "x_400mf": (22, 24, 24.48, 2.54, 16),
-    "x_800mf": (16, 56, 35.73, 2.28, 16),
-    "x_1_6gf": (18, 80, 34.01, 2.25, 24),
-    "x_3_2gf": (25, 88, 26.31, 2.25, 48),
-    "x_8gf": (23, 80, 49.56, 2.88, 120),
-    "x_16gf": (22, 216, 55.59, 2.1, 128),
-    "x_32gf": (23, 320, 69.86, 2.0, 168),
-    "y_400mf": (16, 48, 27.89, 2.09, 8),
-    "y_800mf": (14, 56, 38.84, 2.4, 16),
-    "y_1_6gf": (27, 48, 20.71, 2.65, 24),
-    "y_3_2gf": (21, 80, 42.63, 2.66, 24),
-    "y_8gf": (17, 192, 76.82, 2.19, 56),
-    "y_16gf": (18, 200, 106.23, 2.48, 112),
-    "y_32gf": (20, 232, 115.89, 2.53, 232),
-    "y_128gf": (27, 456, 160.83, 2.52, 264),
+    "regnet_x_400mf": (22, 24, 24.48, 2.54, 16),
+    "regnet_x_800mf": (16, 56, 35.73, 2.28, 16),
+    "regnet_x_1_6gf": (18, 80, 34.01, 2.25, 24),
+    "regnet_x_3_2gf": (25, 88, 26.31, 2.25, 48),
+    "regnet_x_8gf": (23, 80, 49.56, 2.88, 120),
+    "regnet_x_16gf": (22, 216, 55.59, 2.1, 128),
+    "regnet_x_32gf": (23, 320, 69.86, 2.0, 168),
+    "regnet_y_400mf": (16, 48, 27.89, 2.09, 8),
+    "regnet_y_800mf": (14, 56, 38.84, 2.4, 16),
+    "regnet_y_1_6gf": (27, 48, 20.71, 2.65, 24),
+    "regnet_y_3_2gf": (21, 80, 42.63, 2.66, 24),
+    "regnet_y_8gf": (17, 192, 76.82, 2.19, 56),
+    "regnet_y_16gf": (18, 200, 106.23, 2.48, 112),
+    "regnet_y_32gf": (20, 232, 115.89, 2.53, 232),
+    "regnet_y_128gf": (27, 456, 160.83, 2.52, 264),
 }
 _PAPER = "Radosavovic, Kosaraju, Girshick, He, Dollar: Designing Network Design Spaces, 2020"
 
@@ -189,18 +191,26 @@ def _describe(stages: Sequence[Stage]) -> str:
     return f"depths {depths}, widths {widths}, group width {stages[-1].group_width}"
 
 
-def _register_regnet(name: str, key: str, rounding: Literal["torchvision", "paper"], reported: str = "") -> None:
-    stages = regnet_stages(*REGNETS[key], rounding=rounding)
-    squeeze = ", squeeze-excitation" if key[0] == "y" else ""
+def _regnet(
+    name: str, of: str, rounding: Literal["torchvision", "paper"] = "torchvision", *, reported: str = ""
+) -> None:
+    """Registers the RegNet with the parameters `REGNETS[of]`; a RegNetY is a RegNetX with squeeze-excitation."""
+    stages, squeezes = regnet_stages(*REGNETS[of], rounding=rounding), of.startswith("regnet_y")
+    squeeze = ", squeeze-excitation" if squeezes else ""
     register(
         name,
         AnyNet,
-        fields={"stages": stages, "squeeze_ratio": 0.25 if key[0] == "y" else 0.0},
+        fields={"stages": stages, "squeeze_ratio": 0.25 if squeezes else 0.0},
         summary=_describe(stages) + squeeze + (", widths rounded as in the paper" if rounding == "paper" else ""),
         reported=reported,
         paper=_PAPER,
         input_shape=(224, 224, 3),
     )
+
+
+def _register_regnets() -> None:
+    for name in REGNETS:
+        _regnet(name, of=name)
 
 
 register(
@@ -212,7 +222,22 @@ register(
     input_shape=(96, 96, 1),
     num_classes=10,
 )
-for _key in REGNETS:
-    _register_regnet(f"regnet_{_key}", _key, "torchvision")
-for _key, _error in (("x_400mf", 27.38), ("y_800mf", 23.68), ("y_8gf", 20.05)):
-    _register_regnet(f"regnet_{_key}_paper", _key, "paper", f"{_error} % top-1 error on ImageNet, one crop (pycls)")
+_register_regnets()
+_regnet(
+    "regnet_x_400mf_paper",
+    of="regnet_x_400mf",
+    rounding="paper",
+    reported="27.38 % top-1 error on ImageNet, one crop (pycls)",
+)
+_regnet(
+    "regnet_y_800mf_paper",
+    of="regnet_y_800mf",
+    rounding="paper",
+    reported="23.68 % top-1 error on ImageNet, one crop (pycls)",
+)
+_regnet(
+    "regnet_y_8gf_paper",
+    of="regnet_y_8gf",
+    rounding="paper",
+    reported="20.05 % top-1 error on ImageNet, one crop (pycls)",
+)

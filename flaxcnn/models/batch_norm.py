@@ -1,4 +1,4 @@
-"""BatchNorm as a scale and an offset for each channel."""
+"""BatchNorm computed as one multiplication and one addition per value."""
 
 import flax.linen as nn
 import jax
@@ -10,24 +10,27 @@ Array = jax.Array
 class BatchNorm(nn.BatchNorm):
     """`nn.BatchNorm`, computed as `x * factor + offset`, as torch does (Ioffe and Szegedy 2015).
 
-    linen computes `(x - mean) * factor + bias`. The gradient of that needs the difference, so that a training step
-    writes one more array as large as the feature maps for each norm, and reads it again; here it needs `x` alone.
-    The values are the same to rounding. The last axis is that of the channels; there is no `mask`.
+    linen computes `(x - mean) * factor + bias`, whose gradient needs `x - mean`. For each norm, a training step
+    would write and read one more array as large as the feature map. Here the gradient needs only `x`. The results
+    agree up to rounding. Channels must be on the last axis, and there is no `mask` argument.
 
-    torch's momentum 0.1 is linen's 0.9, the share of the old statistic that is kept; linen's own default is 0.99.
+    `momentum` is the weight of the old running statistic: torch's 0.1 corresponds to 0.9 here. linen's default is
+    0.99.
     """
 
     momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
-        """Normalises (..., C) to the same shape; updates `batch_stats` unless the running statistics are used.
+        """Normalizes an array (..., C) and returns an array of the same shape.
+
+        Updates the collection `batch_stats` unless `use_running_average` is true.
 
         Raises:
-          ValueError: `axis` is not the last one.
+          ValueError: `axis` is not the last axis.
         """
         if self.axis not in (-1, x.ndim - 1):
-            raise ValueError(f"BatchNorm normalises channels on the last axis, got axis={self.axis}")
+            raise ValueError(f"BatchNorm normalizes channels on the last axis, got axis={self.axis}")
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         channels = x.shape[-1:]
         wide = x.astype(jnp.promote_types(self.dtype or x.dtype, jnp.float32))
@@ -51,7 +54,7 @@ class BatchNorm(nn.BatchNorm):
         return (wide * factor + offset).astype(self.dtype or x.dtype)
 
     def _statistics(self, x: Array) -> tuple[Array, Array]:
-        """Returns the mean (C,) and the variance (C,) of a batch (..., C), of all devices if `axis_name` is set."""
+        """Returns mean (C,) and variance (C,) of a batch (..., C), averaged over devices if `axis_name` is set."""
 
         def mean_of(*arrays: Array) -> tuple[Array, ...]:
             means = tuple(array.mean(range(x.ndim - 1)) for array in arrays)

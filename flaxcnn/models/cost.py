@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer, from the shapes alone: nothing is run or allocated."""
+"""Parameters, multiply-adds and activations per layer, computed by tracing with shapes; no array is allocated."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,21 +17,23 @@ from flaxcnn.ops import stock_operations
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """One layer: a module with parameters or running statistics of its own, dropout, or a function such as ReLU.
+    """Cost of one layer.
+
+    A layer is a module with its own parameters or running statistics, dropout, or a function such as ReLU.
 
     Attributes:
-      path: of the module, such as "stage1_block1/conv1/conv", under which its parameters lie; of a function, the
-        module that calls it.
-      kind: its module class, or what the function does, such as "MaxPool".
-      window: height and width of the kernel or of the pooling window, in pixels; None where there is none.
-      strides: of that window, in pixels; None where there is none.
-      groups: groups of channels of a convolution, 1 elsewhere.
-      output_shape: with the batch.
-      parameters: trainable elements.
-      statistics: elements of running averages.
-      macs: multiply-adds of one call with this batch.
-      activations: elements of the output if it is a convolution's, otherwise 0.
-      output_bytes: memory of the output.
+      path: path of the module and of its parameters, such as "stage1_block1/conv1/conv"; for a function, path of
+        the module that calls it.
+      kind: class name of the module, or name of the function's operation, such as "MaxPool".
+      output_shape: shape of the output, including the batch axis.
+      output_bytes: size of the output, in bytes.
+      window: height and width of the kernel or pooling window, in pixels, or None.
+      strides: strides of the kernel or pooling window along rows and columns, in pixels, or None.
+      groups: channel groups of a convolution; 1 for other layers.
+      parameters: number of trainable elements.
+      statistics: number of elements of running statistics.
+      macs: multiply-adds of one call with the whole batch.
+      activations: number of output elements of a convolution; 0 for other layers.
     """
 
     path: str
@@ -49,7 +51,10 @@ class LayerCost:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The layers in the order in which they are computed, and their sums; `tensors` counts trainable arrays."""
+    """Costs of all layers, in the order of computation, and their sums over the network.
+
+    The sums are defined as in `LayerCost`; `tensors` is the number of trainable arrays.
+    """
 
     layers: tuple[LayerCost, ...]
     parameters: int
@@ -61,21 +66,21 @@ class Cost:
 
 
 def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int = 1) -> Cost:
-    """Returns what inference costs, with the functions between the modules as layers, too.
+    """Returns the cost of a forward pass in inference, per layer and in total.
 
-    Multiply-adds are those of convolutions and dense layers: each kernel element once for each position of the
-    output. Activations are the elements that convolutions put out, the measure of Radosavovic et al. 2020.
-    Heads that run in training alone count as parameters, but not as layers.
+    Multiply-adds are counted for convolutions and dense layers: one per kernel element and output position.
+    Activations are the output elements of convolutions, as in Radosavovic et al. 2020. Heads that run only in
+    training count as parameters, but are not listed as layers.
 
     Args:
       model: a network of this package.
-      input_shape: (height, width, channels) of an image.
+      input_shape: (height, width, channels) of one image.
       batch: number of images.
     """
     modules: list[nn.Module] = []
     training_only: list[str] = []
 
-    def mark(call, args, kwargs, context):
+    def mark(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, path = context.module, "/".join(context.module.path)
         if getattr(module, "training_only", False):
             training_only.append(path)
@@ -99,7 +104,7 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
         if any(f"{path}/".startswith(f"{head}/") for head in training_only):
             continue
         if call.kind == "AdaptiveAvgPool" and layers[-1].kind == call.kind:
-            layers.pop()  # one axis after the other
+            layers.pop()  # `adaptive_average_pool` pools one axis after the other
         own, statistics = params.get(path, {}), batch_stats.get(path, {})
         kernel = own.get("kernel")
         layers.append(
@@ -130,7 +135,7 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
 
 
 def _by_layer(collection: Mapping) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the arrays of a collection by the path of their layer, then by their own name."""
+    """Returns the arrays of a variable collection, keyed by the path of their layer and then by their name."""
     layers: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     flat: dict[tuple[str, ...], Any] = flatten_dict(collection)
     for path, leaf in flat.items():
@@ -139,7 +144,7 @@ def _by_layer(collection: Mapping) -> dict[str, dict[str, jax.ShapeDtypeStruct]]
 
 
 class _Call(NamedTuple):
-    """What a layer does; window, strides and groups as in `LayerCost`."""
+    """Operation of a layer; the fields are those of `LayerCost`."""
 
     kind: str
     window: tuple[int, ...] | None = None
@@ -150,21 +155,21 @@ class _Call(NamedTuple):
 def _calls(
     jaxpr: Jaxpr, modules: Sequence[nn.Module], owners: set[str], sources: dict[Var, Var], parent: str = ""
 ) -> Iterator[tuple[str, _Call, Any]]:
-    """Yields path, call and output of each layer of a traced program, in order.
+    """Yields path, operation and output of each layer of a jaxpr, in order.
 
     Args:
-      jaxpr: in which the result of each call of a module is marked by its number.
-      modules: by that number; the last is the network, whose call ends last.
-      owners: paths of the modules that have arrays of their own.
-      sources: for each variable that depends on the images the output of the layer from which it was computed;
-        those of the program are added.
-      parent: path of the module that runs the program.
+      jaxpr: the jaxpr. `checkpoint_name` tags the result of each module call with the number of the call.
+      modules: the module of each numbered call. The last one is the network, whose call ends last.
+      owners: paths of the modules that have their own parameters or statistics.
+      sources: maps each variable that depends on the images to the output of the layer it was computed from; the
+        variables of the jaxpr are added.
+      parent: path of the module that calls the jaxpr.
     """
     seen: set[str] = set()  # operations since the last layer
     for equation in jaxpr.eqns:
         inputs = [sources[value] for value in equation.invars if isinstance(value, Var) and value in sources]
         if not inputs:
-            continue  # parameters, and how they are initialized
+            continue  # the operation computes or initializes parameters
         operation, result = equation.primitive.name, equation.outvars[0]
         sources.update(dict.fromkeys(equation.outvars, inputs[0]))
         if operation == "name" and equation.params["name"].isdecimal():
@@ -189,14 +194,14 @@ def _calls(
         for inner in jaxprs_in_params(equation.params):
             outer = equation.invars[len(equation.invars) - len(inner.invars) :]
             pairs = zip(inner.invars, outer, strict=True)
-            inner_sources = {v: sources[given] for v, given in pairs if isinstance(given, Var) and given in sources}
+            inner_sources = {v: sources[value] for v, value in pairs if isinstance(value, Var) and value in sources}
             calls = list(_calls(inner, modules, owners, inner_sources, path))
             yield from calls
             if calls:
                 sources[result] = result
 
 
-# Activations by the names under which JAX compiles them.
+# Names of activation layers, by the name of the jit-compiled function.
 _ACTIVATIONS = {"relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "hard_silu": "HardSwish", "sigmoid": "Sigmoid"}
 
 
@@ -209,13 +214,13 @@ def _module_call(module: nn.Module) -> _Call:
 
 
 def _function_call(equation: JaxprEqn, inputs: int, *, joins: bool, seen: set[str]) -> _Call | None:
-    """Returns what layer an operation outside of modules shows, if it shows one.
+    """Returns the layer that an operation outside of modules completes, or None.
 
     Args:
       equation: the operation.
-      inputs: how many of its inputs depend on the images.
-      joins: whether they come from more than one layer.
-      seen: the operations since the last layer, with this one.
+      inputs: number of inputs of the operation that depend on the images.
+      joins: whether these inputs come from more than one layer.
+      seen: names of the operations since the last layer, including this one.
     """
     operation, fields = equation.primitive.name, equation.params
     types: tuple[Any, Any] = equation.invars[0].aval, equation.outvars[0].aval
@@ -254,12 +259,12 @@ def _function_call(equation: JaxprEqn, inputs: int, *, joins: bool, seen: set[st
 
 
 def module_path(equation: JaxprEqn, network: str) -> str:
-    """Returns the path, such as "stem/conv", of the module in whose call an operation was traced.
+    """Returns the path, such as "stem/conv", of the module that called an operation.
 
     Args:
       equation: the operation.
-      network: class name of the network, by which Flax calls it.
+      network: class name of the network, with which Flax starts the path.
     """
-    # Flax notes the names of modules, and of their methods: "ResNet/ResNet.forward/stem/conv".
+    # Flax records the names of modules and methods: "ResNet/ResNet.forward/stem/conv".
     names = str(equation.source_info.name_stack).split("/")
     return "/".join(name for name in names if name not in ("", network) and "." not in name and "(" not in name)

@@ -1,39 +1,42 @@
-"""DenseNet: every layer sees the maps of all layers before it in its block.
+"""DenseNet: each layer takes the feature maps of all previous layers of its block as input.
 
 Huang, Liu, van der Maaten, Weinberger: "Densely Connected Convolutional Networks", CVPR 2017, table 1 (ImageNet)
-and section 3 (CIFAR). The initialisation is torchvision's: He's by fan-in, classifier as in torch with bias 0.
+and section 3 (CIFAR). Parameters are initialized as in torchvision: convolutions by He's normal distribution with
+fan-in; the kernel of the classifier as in torch, and its bias to 0.
 """
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
-from flaxcnn.models.layers import Array
+from flaxcnn.models.batch_norm import BatchNorm
+from flaxcnn.models.layers import Activation, Array, Layer, Norm
+from flaxcnn.models.network import Network
 from flaxcnn.models.registry import register
-from flaxcnn.ops.pooling import average_pool, global_average_pool
+from flaxcnn.ops import average_pool, global_average_pool
 
 
 class NormConv(nn.Module):
-    """Norm, ReLU, convolution and dropout: the composite function of the paper.
+    """The paper's composite function: norm, ReLU, convolution and dropout.
 
     Attributes:
       features: output channels.
-      kernel_size: height and width, in pixels.
+      kernel_size: height and width of the kernel, in pixels.
       norm: constructor of the norm, or None.
       conv: constructor of the convolution, without norm and activation.
-      dropout: applied last.
+      dropout: dropout function, applied last.
     """
 
     features: int
     kernel_size: int
-    norm: layers.Layer | None
-    conv: layers.Layer
-    dropout: layers.Activation
+    norm: Layer | None
+    conv: Layer
+    dropout: Activation
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -44,45 +47,46 @@ class NormConv(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """What one layer adds to its block: a 3x3 convolution, behind a 1x1 bottleneck if there is one.
+    """One layer of a dense block: an optional 1x1 bottleneck and a 3x3 convolution.
 
-    It joins the maps before it itself: where layers are computed again in the backward pass, the block then keeps
-    each map once and not once for every later layer (Pleiss, Chen, Huang, Li, van der Maaten, Weinberger:
-    "Memory-Efficient Implementation of DenseNets", 2017).
+    The layer itself concatenates its inputs. With `remat`, each feature map is therefore stored once rather than
+    once per later layer (Pleiss, Chen, Huang, Li, van der Maaten, Weinberger: "Memory-Efficient Implementation of
+    DenseNets", 2017).
 
     Attributes:
-      growth_rate: channels that it adds.
-      bottleneck: channels between, in multiples of the growth rate, or 0 for no bottleneck.
+      growth_rate: output channels.
+      bottleneck: channels of the 1x1 convolution, in multiples of the growth rate, or 0 for no bottleneck.
       norm_conv: constructor of `NormConv`.
     """
 
     growth_rate: int
     bottleneck: int
-    norm_conv: layers.Layer
+    norm_conv: Layer
 
     @nn.compact
     def __call__(self, maps: tuple[Array, ...]) -> Array:
-        """Maps the block's input and what earlier layers added, each (B, H, W, C'), to (B, H, W, growth_rate)."""
+        """Maps the block's input and the earlier layers' outputs, each (B, H, W, C'), to (B, H, W, growth_rate)."""
         x = jnp.concatenate(maps, axis=-1)
         if self.bottleneck:
             x = self.norm_conv(self.bottleneck * self.growth_rate, 1, name="bottleneck")(x)
         return self.norm_conv(self.growth_rate, 3, name="layer")(x)
 
 
-class DenseNet(layers.Network):
-    """A stem, dense blocks with transitions between that halve the map, and the mean over the last map.
+class DenseNet(Network):
+    """A stem, dense blocks, transitions between them that halve height and width, and global average pooling.
+
+    With `remat`, each dense layer is recomputed in the backward pass.
 
     Attributes:
-      growth_rate: channels that every layer adds.
-      depths: layers of each block.
-      stem: "imagenet", 7x7/2 and 3x3/2 max pooling; "cifar", a bare 3x3 convolution.
-      stem_features: channels of the stem.
-      bottleneck: channels of the 1x1 convolutions, in multiples of the growth rate; 0 for none.
-      compression: share of the channels that a transition keeps.
+      growth_rate: output channels of each dense layer.
+      depths: number of layers in each block.
+      stem: "imagenet" (7x7/2 convolution and 3x3/2 max pooling) or "cifar" (3x3 convolution without norm).
+      stem_features: output channels of the stem.
+      bottleneck: channels of the 1x1 convolutions, in multiples of the growth rate; 0 for no 1x1 convolutions.
+      compression: fraction of the channels that a transition keeps.
       norm: constructor of the norms, or None.
-      dropout_rate: after every convolution but the stem's (0.2 in the paper where data are not augmented).
-      remat: whether each layer of a block is computed again in the backward pass instead of being kept: less memory
-        (but not on CPUs, where XLA undoes it), about a third more work; changes no value.
+      dropout_rate: probability of dropout after every convolution but the stem's. The paper uses 0.2 when it trains
+        without data augmentation.
     """
 
     growth_rate: int = 32
@@ -91,20 +95,21 @@ class DenseNet(layers.Network):
     stem_features: int = 64
     bottleneck: int = 4
     compression: float = 0.5
-    # No attribute of the class: `nnx.bridge.ToNNX` would take it for a method in the place of the layer `norm`.
-    norm: layers.Norm | None = dataclasses.field(default_factory=lambda: layers.BatchNorm)
+    # With a default factory, the class has no attribute `norm`. `nnx.bridge.ToNNX` would take such an attribute for
+    # a method, which would hide the layer named `norm`.
+    norm: Norm | None = dataclasses.field(default_factory=lambda: BatchNorm)
     bn_axis_name: str | None = None
     dropout_rate: float = 0.0
     remat: bool = False
 
     @property
     def minimum_size(self) -> int:
-        """The least size from which every transition has a window."""
+        """Minimum height and width of the images at which the pooling of every transition has a window."""
         last = 2 ** (len(self.depths) - 1)
         return 4 * (last - 1) + 1 if self.stem == "imagenet" else last
 
     def check_fields(self) -> None:
-        """At least one block."""
+        """Checks that there is at least one block, and that all numbers are positive."""
         super().check_fields()
         self.check_positive("depths", "growth_rate", "stem_features", "compression")
         if not self.depths:
@@ -112,9 +117,9 @@ class DenseNet(layers.Network):
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
-        """Returns the maps stem, block1, transition1, block2 and so on, norm, and the logits."""
+        """Returns the feature maps "stem", "block1", "transition1", "block2", ..., "norm", and the logits."""
         norm = self.bound_norm(train)
-        conv = self.conv_norm(train, scheme=initializers.HE_FAN_IN, use_bias=norm is None)
+        conv = self.conv_norm(train, initializer=initializers.HE_FAN_IN, use_bias=norm is None)
         norm_conv = functools.partial(
             NormConv,
             norm=norm,
@@ -145,33 +150,60 @@ class DenseNet(layers.Network):
 
 _PAPER = "Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, 2017"
 
-for _depth, _growth_rate, _depths in (
-    (121, 32, (6, 12, 24, 16)),
-    (161, 48, (6, 12, 36, 24)),
-    (169, 32, (6, 12, 32, 32)),
-    (201, 32, (6, 12, 48, 32)),
-):
+
+def _imagenet(name: str, *, growth_rate: int, depths: tuple[int, ...]) -> None:
     register(
-        f"densenet{_depth}",
+        name,
         DenseNet,
-        fields={"growth_rate": _growth_rate, "depths": _depths, "stem_features": 2 * _growth_rate},
-        summary=f"growth rate {_growth_rate}, blocks of {'-'.join(map(str, _depths))} layers with bottleneck",
+        fields={"growth_rate": growth_rate, "depths": depths, "stem_features": 2 * growth_rate},
+        summary=f"growth rate {growth_rate}, blocks of {'-'.join(map(str, depths))} layers with bottleneck",
         paper=_PAPER,
         input_shape=(224, 224, 3),
     )
-for _name, _growth_rate, _error, _fields in (
-    ("densenet40_12", 12, 5.24, {"depths": (12,) * 3, "stem_features": 16, "bottleneck": 0, "compression": 1.0}),
-    ("densenet_bc_100_12", 12, 4.51, {"depths": (16,) * 3, "stem_features": 24}),
-    ("densenet_bc_190_40", 40, 3.46, {"depths": (31,) * 3, "stem_features": 80}),
-):
-    _kind = "with bottleneck and compression 0.5" if "bc" in _name else "without bottleneck and compression"
+
+
+_imagenet("densenet121", growth_rate=32, depths=(6, 12, 24, 16))
+_imagenet("densenet161", growth_rate=48, depths=(6, 12, 36, 24))
+_imagenet("densenet169", growth_rate=32, depths=(6, 12, 32, 32))
+_imagenet("densenet201", growth_rate=32, depths=(6, 12, 48, 32))
+
+
+def _cifar(name: str, summary: str, *, error: float, **fields: Any) -> None:
     register(
-        _name,
+        name,
         DenseNet,
-        fields={"growth_rate": _growth_rate, "stem": "cifar", **_fields},
-        summary=f"for CIFAR: growth rate {_growth_rate}, 3 blocks of {_fields['depths'][0]} layers, {_kind}",
-        reported=f"{_error:.2f} % error on CIFAR-10 with crops and flips",
+        fields={"stem": "cifar", **fields},
+        summary=f"for CIFAR: {summary}",
+        reported=f"{error:.2f} % error on CIFAR-10 with crops and flips",
         paper=_PAPER,
         input_shape=(32, 32, 3),
         num_classes=10,
     )
+
+
+_cifar(
+    "densenet40_12",
+    "growth rate 12, 3 blocks of 12 layers, without bottleneck and compression",
+    error=5.24,
+    growth_rate=12,
+    depths=(12, 12, 12),
+    stem_features=16,
+    bottleneck=0,
+    compression=1.0,
+)
+_cifar(
+    "densenet_bc_100_12",
+    "growth rate 12, 3 blocks of 16 layers, with bottleneck and compression 0.5",
+    error=4.51,
+    growth_rate=12,
+    depths=(16, 16, 16),
+    stem_features=24,
+)
+_cifar(
+    "densenet_bc_190_40",
+    "growth rate 40, 3 blocks of 31 layers, with bottleneck and compression 0.5",
+    error=3.46,
+    growth_rate=40,
+    depths=(31, 31, 31),
+    stem_features=80,
+)

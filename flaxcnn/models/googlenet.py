@@ -1,9 +1,9 @@
-"""GoogLeNet: stacked Inception modules, as published and as torchvision ships it.
+"""GoogLeNet: stacked Inception modules, as published and as in torchvision.
 
 Szegedy, Liu, Jia, Sermanet, Reed, Anguelov, Erhan, Vanhoucke, Rabinovich: "Going Deeper with Convolutions", CVPR
-2015, table 1 and figures 2b and 3. torchvision's network has BatchNorm instead of biases and local response
-normalisation, 3x3 kernels in the branch of the paper's 5x5 (a known slip that its weights depend on), and a 2x2
-window in the last max pooling.
+2015, table 1 and figures 2b and 3. torchvision's network differs from the paper: it has BatchNorm instead of biases
+and local response normalization, 3x3 kernels instead of 5x5 in the third branch (a known mistake that its weights
+depend on), and a 2x2 window in the last max pooling.
 """
 
 import functools
@@ -13,22 +13,23 @@ import jax.numpy as jnp
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
-from flaxcnn.models.layers import Array
+from flaxcnn.models.batch_norm import BatchNorm
+from flaxcnn.models.layers import Array, ConvNorm, Layer, Norm, Pooling
+from flaxcnn.models.network import Network
 from flaxcnn.models.published import MEAN, STD
 from flaxcnn.models.registry import register
-from flaxcnn.ops.local_response_norm import local_response_norm
-from flaxcnn.ops.pooling import adaptive_average_pool, average_pool, global_average_pool, max_pool
+from flaxcnn.ops import adaptive_average_pool, average_pool, global_average_pool, local_response_norm, max_pool
 
 
 class Inception(nn.Module):
-    """Figure 2b of the paper: four branches side by side, joined along the channels.
+    """Inception module: four parallel branches, concatenated along the channels (figure 2b of the paper).
 
     Attributes:
-      c1: channels of the 1x1 branch.
-      c2: channels of the 1x1 reduction and of the 3x3 convolution.
-      c3: channels of the 1x1 reduction and of the 5x5 convolution.
-      c4: channels of the 1x1 convolution that follows a 3x3 max pooling.
-      kernel_size: of the third branch, 5 in the paper and 3 in torchvision's network.
+      c1: output channels of the first branch, a 1x1 convolution.
+      c2: output channels of the 1x1 and the 3x3 convolution of the second branch.
+      c3: output channels of the 1x1 and the 5x5 convolution of the third branch.
+      c4: output channels of the fourth branch, 3x3 max pooling and a 1x1 convolution.
+      kernel_size: kernel size of the third branch, 5 in the paper and 3 in torchvision's network.
       conv: constructor of the convolutions.
     """
 
@@ -37,7 +38,7 @@ class Inception(nn.Module):
     c3: tuple[int, int]
     c4: int
     kernel_size: int = 5
-    conv: layers.Layer = layers.ConvNorm
+    conv: Layer = ConvNorm
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -51,7 +52,7 @@ class Inception(nn.Module):
         return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
 
 
-# Table 1 of the paper: #1x1, (#3x3 reduce, #3x3), (#5x5 reduce, #5x5), pool proj.
+# Table 1 of the paper, with its column names: #1x1, (#3x3 reduce, #3x3), (#5x5 reduce, #5x5), pool proj.
 INCEPTIONS = {
     "inception3a": (64, (96, 128), (16, 32), 32),
     "inception3b": (128, (128, 192), (32, 96), 64),
@@ -66,63 +67,64 @@ INCEPTIONS = {
 
 
 class AuxiliaryHead(nn.Module):
-    """The paper's side classifier: a pooled map, 1x1 convolution, two dense layers with dropout between.
+    """The paper's auxiliary classifier: pooling, a 1x1 convolution, two dense layers with dropout between them.
 
     Attributes:
-      pool: brings the map to about 4x4 pixels.
-      num_classes: length of the logits.
-      dropout_rate: between the dense layers.
+      pool: pooling function that reduces the feature map to about 4x4 pixels.
+      num_classes: number of classes.
+      dropout_rate: probability of dropout between the dense layers.
       conv: constructor of the convolution.
       dense: constructor of the dense layers.
-      scheme: the start of the first dense layer.
-      head_scheme: the start of the second, the classifier.
-      train: whether to drop.
+      initializer: initializer of the first dense layer.
+      head_initializer: initializer of the second dense layer, the classifier.
+      train: whether dropout is active.
     """
 
-    pool: layers.Pooling
+    pool: Pooling
     num_classes: int
     dropout_rate: float
-    conv: layers.Layer
-    dense: layers.Layer
-    scheme: initializers.Scheme
-    head_scheme: initializers.Scheme
+    conv: Layer
+    dense: Layer
+    initializer: initializers.LayerInitializer
+    head_initializer: initializers.LayerInitializer
     train: bool
 
-    training_only = True  # for the count of what inference costs
+    training_only = True  # `cost.measure` leaves it out, because it counts the multiply-adds of inference
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps (B, H, W, C) to logits (B, num_classes)."""
         x = layers.flatten(self.conv(128, 1, name="conv")(self.pool(x)))
-        x = layers.dropout(nn.relu(self.dense(1024, self.scheme, name="fc")(x)), self.dropout_rate, self.train)
-        return self.dense(self.num_classes, self.head_scheme, name="head")(x)
+        x = layers.dropout(nn.relu(self.dense(1024, self.initializer, name="fc")(x)), self.dropout_rate, self.train)
+        return self.dense(self.num_classes, self.head_initializer, name="head")(x)
 
 
-class GoogLeNet(layers.Network):
-    """A stem, nine Inception modules, and the mean over the last map.
+class GoogLeNet(Network):
+    """A stem, nine Inception modules, and global average pooling.
 
-    With `aux_logits` there are two side classifiers, on inception4a and inception4d. In training their logits are
-    sown into the collection `aux_logits`, in order of depth, where it is mutable; the loss adds 0.3 of each.
+    With `aux_logits` there are two auxiliary classifiers, on inception4a and inception4d. In training their logits
+    are sown into the collection `aux_logits`, in order of depth, if it is mutable. The training loss adds 0.3 times
+    the loss of each.
 
-    Weights start as in torchvision (normal, 0.01; biases as in torch) or, in the paper's form, of which the paper
-    says nothing, as in Caffe's release: uniform by fan-in, biases 0.2 and those of classifiers 0.
+    Kernels are initialized as in torchvision (normal with standard deviation 0.01), and biases as in torch. With
+    `paper`, parameters are initialized as in Caffe's release, because the paper gives no initialization: kernels
+    uniform by fan-in; biases 0.2, but 0 in classifiers.
 
     Attributes:
-      paper: the paper's 5x5 kernels, local response normalisation and 3x3 last max pooling, not torchvision's.
-      aux_logits: whether the side classifiers exist.
-      transform_input: whether images that were normalised by ImageNet's mean and deviation are first mapped to
-        [-1, 1], for which torchvision's weights were trained; needs three channels.
+      paper: whether the network has the paper's 5x5 kernels, local response normalization and 3x3 last max pooling,
+        instead of torchvision's layers.
+      aux_logits: whether the network has the auxiliary classifiers.
+      transform_input: whether images normalized by ImageNet's mean and standard deviation are first mapped to
+        [-1, 1], the range that torchvision's weights were trained with; requires three channels.
       norm: constructor of the norm after each convolution, or None.
-      dropout_rate: before the classifier.
-      aux_dropout_rate: between the dense layers of a side classifier.
-      remat: whether each Inception module is computed again in the backward pass instead of being kept: less memory
-        (but not on CPUs, where XLA undoes it), about a third more work; changes no value.
+      dropout_rate: probability of dropout before the classifier.
+      aux_dropout_rate: probability of dropout between the dense layers of an auxiliary classifier.
     """
 
     paper: bool = False
     aux_logits: bool = False
     transform_input: bool = False
-    norm: layers.Norm | None = functools.partial(layers.BatchNorm, epsilon=1e-3)
+    norm: Norm | None = functools.partial(BatchNorm, epsilon=1e-3)
     bn_axis_name: str | None = None
     dropout_rate: float = 0.2
     aux_dropout_rate: float = 0.7
@@ -130,15 +132,15 @@ class GoogLeNet(layers.Network):
 
     @property
     def minimum_size(self) -> int:
-        """The least size from which the last max pooling has a window."""
+        """Minimum height and width of the images at which the last max pooling has a window."""
         return 31 if self.paper else 15
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
-        """Returns the maps of the poolings, of conv3 and of every Inception module, and the logits."""
-        scheme = initializers.CAFFE if self.paper else initializers.NORMAL_001_TORCH_BIAS
-        head_scheme = initializers.CAFFE_HEAD if self.paper else scheme
-        conv = self.conv_norm(train, scheme=scheme)
+        """Returns the feature maps of the pooling layers, conv3 and all Inception modules, and the logits."""
+        initializer = initializers.CAFFE if self.paper else initializers.NORMAL_001_TORCH_BIAS
+        head_initializer = initializers.CAFFE_HEAD if self.paper else initializer
+        conv = self.conv_norm(train, initializer=initializer)
         x = _to_unit_range(images) if self.transform_input else images
         maps = {}
 
@@ -168,24 +170,24 @@ class GoogLeNet(layers.Network):
                     dropout_rate=self.aux_dropout_rate,
                     conv=conv,
                     dense=self.dense,
-                    scheme=scheme,
-                    head_scheme=head_scheme,
+                    initializer=initializer,
+                    head_initializer=head_initializer,
                     train=train,
                     name=name,
                 )(maps[stage])
                 if not self.is_initializing():
                     self.sow("aux_logits", f"{name}_logits", logits)
         x = layers.dropout(global_average_pool(x), self.dropout_rate, train)
-        return maps, self.classify(x, head_scheme)
+        return maps, self.classify(x, head_initializer)
 
 
 def _pool_5x5(x: Array) -> Array:
-    """The side classifiers' 5x5/3 average pooling, with windows no larger than the map."""
+    """Applies the auxiliary classifiers' 5x5/3 average pooling, with smaller windows on smaller feature maps."""
     return average_pool(x, min(5, *x.shape[1:3]), 3)
 
 
 def _to_unit_range(images: Array) -> Array:
-    """Undoes ImageNet's normalisation and maps pixels to [-1, 1]."""
+    """Maps pixels normalized by ImageNet's mean and standard deviation to [-1, 1]."""
     if images.shape[-1] != 3:
         raise UserError(f"transform_input of GoogLeNet needs images of 3 channels, got {images.shape[-1]}")
     dtype = jnp.promote_types(images.dtype, jnp.float32)
@@ -207,7 +209,7 @@ register(
     GoogLeNet,
     fields={"paper": True, "norm": None, "dropout_rate": 0.4},
     reported="10.07 % top-5 error on ImageNet's validation set, one crop",
-    summary="as published: biases, 5x5 kernels, local response normalisation",
+    summary="as published: biases, 5x5 kernels, local response normalization",
     paper=_PAPER,
     input_shape=(224, 224, 3),
 )

@@ -1,9 +1,12 @@
 """LeNet-5, as it is taught and as it was published.
 
 LeCun, Bottou, Bengio, Haffner: "Gradient-Based Learning Applied to Document Recognition", Proceedings of the
-IEEE 86(11), 1998, section II.B. `LeNet5` is the simplified form of the textbooks (d2l.ai, section 7.6);
-`LeNet5Paper` is the published network, whose differences from the paper stand in its docstring.
+IEEE 86(11), 1998, section II.B. `LeNet5` is the simplified network of the textbooks (d2l.ai, section 7.6);
+`LeNet5Paper` is the published one, whose docstring lists its differences from the paper.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,51 +15,52 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from flaxcnn.models import initializers, layers
-from flaxcnn.models.layers import Array, Dtype
+from flaxcnn.models.layers import NAMED_FUNCTIONS, Activation, Array, Dtype, Norm, Pooling
+from flaxcnn.models.network import Network
 from flaxcnn.models.registry import register
-from flaxcnn.ops.pooling import average_pool, global_average_pool
+from flaxcnn.ops import average_pool, global_average_pool
 
 
-class LeNet5(layers.Network):
-    """LeNet-5 as taught: two convolutions, each pooled by 2x2, and three fully connected layers.
+class LeNet5(Network):
+    """LeNet-5 as taught: two convolutions, each followed by 2x2 pooling, and three fully connected layers.
 
-    Kernels start from Glorot's uniform distribution and biases from 0, as in d2l.ai. With `num_classes=0` the
-    network ends in the 84 activations that feed the classifier.
+    Kernels are initialized by Glorot's uniform distribution and biases to 0, as in d2l.ai. With `num_classes=0` the
+    network returns the 84 activations before the classifier.
 
     Attributes:
-      activation: after every layer but the classifier.
-      pooling: by 2x2.
-      norm: constructor of a norm between every such layer and its activation (Ioffe and Szegedy 2015), or None.
+      activation: activation function after every layer but the classifier.
+      pooling: pooling function that halves height and width.
+      norm: constructor of the norm before each activation (Ioffe and Szegedy 2015), or None.
     """
 
     num_classes: int = 10
-    activation: layers.Activation = nn.sigmoid
-    pooling: layers.Pooling = layers.NAMED["pooling"]["average"]
-    norm: layers.Norm | None = None
+    activation: Activation = nn.sigmoid
+    pooling: Pooling = NAMED_FUNCTIONS["pooling"]["average"]
+    norm: Norm | None = None
     bn_axis_name: str | None = None
 
     @property
     def minimum_size(self) -> int:
-        """The last pooling needs 2x2 pixels."""
+        """Minimum height and width of the images: the last pooling needs 2x2 pixels."""
         return 12
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
-        """Returns the maps pool1 and pool2 and the logits."""
-        scheme, norm = initializers.GLOROT, self.bound_norm(train)
-        conv = self.conv_norm(train, scheme=scheme, use_bias=True, activation=self.activation)
+        """Returns the feature maps "pool1" and "pool2", and the logits."""
+        initializer, norm = initializers.GLOROT, self.bound_norm(train)
+        conv = self.conv_norm(train, initializer=initializer, use_bias=True, activation=self.activation)
         pool1 = self.pooling(conv(6, 5, padding=2, name="conv1")(images))
         pool2 = self.pooling(conv(16, 5, padding=0, name="conv2")(pool1))
         x = layers.flatten(pool2)
         for name, features in (("fc1", 120), ("fc2", 84)):
-            x = self.dense(features, scheme, name=name)(x)
+            x = self.dense(features, initializer, name=name)(x)
             if norm is not None:
                 x = norm(name=f"{name}_norm")(x)
             x = self.activation(x)
-        return {"pool1": pool1, "pool2": pool2}, self.classify(x, scheme)
+        return {"pool1": pool1, "pool2": pool2}, self.classify(x, initializer)
 
 
-# Table I of the paper: the maps of S2 that each of the 16 maps of C3 sees. 60 connections in all.
+# Table I of the paper: for each of the 16 channels of C3, the channels of S2 that it is connected to (60 in all).
 C3_CONNECTIONS: tuple[tuple[int, ...], ...] = (
     *(tuple(sorted((i + k) % 6 for k in range(3))) for i in range(6)),
     *(tuple(sorted((i + k) % 6 for k in range(4))) for i in range(6)),
@@ -66,7 +70,7 @@ C3_CONNECTIONS: tuple[tuple[int, ...], ...] = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# The digits of the paper's figure 3: seven pixels wide, twelve high, one string a row, ten digits side by side.
+# Bitmaps of the ten digits in the paper's figure 3, side by side, each seven pixels wide and twelve high.
 DIGIT_BITMAPS = """
 .#####. ...##.. .#####. ####### .#####. .#####. ..####. ####### .#####. .#####.
 ....... ..###.. ....... .....## ....... ....... .##.... .....## ##...## ##..###
@@ -84,10 +88,10 @@ DIGIT_BITMAPS = """
 
 
 def class_codes(num_classes: int) -> np.ndarray:
-    """Returns the fixed targets of the output units, (num_classes, 84), each +1 (ink) or -1 (paper).
+    """Returns the fixed target vectors of the output units, (num_classes, 84), with values +1 (ink) and -1 (paper).
 
-    The first ten are the digits' bitmaps. Further classes get random codes drawn once from a fixed seed, which
-    the paper names as the other way to choose them (section II.B).
+    The first ten are bitmaps of the digits. Further classes get random codes from a fixed seed; the paper names
+    random codes as the alternative to bitmaps (section II.B).
     """
     rows = [row.split() for row in DIGIT_BITMAPS.split("\n") if row]
     digits = [[1.0 if pixel == "#" else -1.0 for row in rows for pixel in row[digit]] for digit in range(10)]
@@ -97,18 +101,18 @@ def class_codes(num_classes: int) -> np.ndarray:
 
 
 def squash(x: Array) -> Array:
-    """The paper's scaled hyperbolic tangent, 1.7159 tanh(2x/3), whose value at +-1 is +-1."""
+    """Computes the paper's scaled hyperbolic tangent 1.7159 tanh(2x/3), which maps 1 to 1 and -1 to -1."""
     return 1.7159 * jnp.tanh(2.0 / 3.0 * x)
 
 
-def uniform_by_fan_in(fan_in: float) -> initializers.Scheme:
-    """The paper's initialisation: uniform in +-2.4 / fan_in, for weights and biases alike (appendix A)."""
+def uniform_by_fan_in(fan_in: float) -> initializers.LayerInitializer:
+    """Returns the paper's initializer: kernel and bias are uniform in +-2.4 / fan_in (appendix A)."""
     init = initializers.symmetric_uniform(2.4 / fan_in)
-    return initializers.Scheme(init, lambda _: init)
+    return initializers.LayerInitializer(init, lambda _: init)
 
 
 class Subsampling(nn.Module):
-    """S2 and S4: the sum over each 2x2 block, times one trainable coefficient a map, plus one bias a map."""
+    """Layers S2 and S4: sum over each 2x2 window, times a trainable coefficient, plus a bias, both per channel."""
 
     dtype: Dtype
     param_dtype: Dtype
@@ -124,10 +128,13 @@ class Subsampling(nn.Module):
 
 
 class PartialConvolution(nn.Module):
-    """C3: a 5x5 convolution in which each output map sees only the input maps that its table entry names.
+    """Layer C3: a 5x5 convolution in which each output channel depends on some of the input channels.
 
-    Only the connections that exist have weights: the parameter `kernel` is (5, 5, connections), and is laid out
-    with zeros between for the convolution.
+    Only existing connections have weights: the parameter `kernel` has shape (5, 5, number of connections). For the
+    convolution it is scattered into a dense kernel of zeros.
+
+    Attributes:
+      connections: for each output channel, the indices of the input channels that it depends on.
     """
 
     connections: tuple[tuple[int, ...], ...]
@@ -141,10 +148,10 @@ class PartialConvolution(nn.Module):
         inputs = np.concatenate(self.connections)
         fan_in = 25 * np.bincount(outputs)
 
-        def kernel_init(key, shape, dtype):
+        def kernel_init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
             return uniform_by_fan_in(1).kernel(key, shape, dtype) / fan_in[None, None, outputs].astype(dtype)
 
-        def bias_init(key, shape, dtype):
+        def bias_init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
             return uniform_by_fan_in(1).kernel(key, shape, dtype) / fan_in.astype(dtype)
 
         kernel = self.param("kernel", kernel_init, (5, 5, len(outputs)), self.param_dtype)
@@ -158,36 +165,36 @@ class PartialConvolution(nn.Module):
         return convolved + layers.by_channel(bias)
 
 
-class LeNet5Paper(layers.Network):
-    """LeNet-5 as published: 60,000 trainable parameters, layer names of the paper's figure 2.
+class LeNet5Paper(Network):
+    """LeNet-5 as published: 60,000 trainable parameters, with the layer names of the paper's figure 2.
 
-    The squashing function follows every layer up to F6. The output units are radial basis functions: unit i
-    measures the squared distance of F6's 84 values from a fixed bitmap of class i, and the logit is minus that
-    distance, so that softmax cross-entropy on the logits is the paper's criterion (9) without its constant
-    "rubbish" class. Pixels should be scaled to -0.1 (paper) and 1.175 (ink).
+    The activation function `squash` follows every layer up to F6. The output units are radial basis functions: the
+    logit of class i is minus the squared distance of F6's 84 values from a fixed bitmap of class i. Softmax
+    cross-entropy on these logits is the paper's criterion (9) without its constant "rubbish" class. Pixels should
+    be scaled to -0.1 (paper) and 1.175 (ink).
 
-    What differs from the paper: the bitmaps are read off its figure 3, as public re-implementations do; classes
-    beyond the ten digits get random codes; maps of C5 larger than 1x1 (images beyond 32x32) are averaged. With
-    `num_classes=0` the network ends in F6.
+    Differences from the paper: the bitmaps are read off its figure 3, as in public re-implementations; classes
+    beyond the ten digits get random codes; if C5 is larger than 1x1 (images larger than 32x32), it is averaged over
+    its pixels. With `num_classes=0` the network returns F6.
     """
 
     num_classes: int = 10
 
     @property
     def minimum_size(self) -> int:
-        """C5 needs 5x5 pixels."""
+        """Minimum height and width of the images: C5 needs 5x5 pixels."""
         return 32
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
-        """Returns the maps of S2, S4 and C5, 14x14x6, 5x5x16 and 1x1x120 for 32x32 images, and the logits."""
+        """Returns the feature maps s2, s4 and c5 (14x14x6, 5x5x16 and 1x1x120 for 32x32 images), and the logits."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = self.conv_norm(train, kernel_size=5, padding=0, activation=squash)
-        c1 = conv(6, scheme=uniform_by_fan_in(25 * images.shape[-1]), name="c1")(images)
+        c1 = conv(6, initializer=uniform_by_fan_in(25 * images.shape[-1]), name="c1")(images)
         s2 = squash(Subsampling(**dtypes, name="s2")(c1))
         c3 = squash(PartialConvolution(C3_CONNECTIONS, **dtypes, name="c3")(s2))
         s4 = squash(Subsampling(**dtypes, name="s4")(c3))
-        c5 = conv(120, scheme=uniform_by_fan_in(25 * 16), name="c5")(s4)
+        c5 = conv(120, initializer=uniform_by_fan_in(25 * 16), name="c5")(s4)
         f6 = squash(self.dense(84, uniform_by_fan_in(120), name="f6")(global_average_pool(c5)))
         maps = {"s2": s2, "s4": s4, "c5": c5}
         if not self.num_classes:

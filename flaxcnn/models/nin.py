@@ -1,7 +1,7 @@
-"""Network in Network: convolutions followed by 1x1 convolutions, and averaging instead of dense layers.
+"""Network in Network: convolutions followed by 1x1 convolutions, global average pooling, and no dense layers.
 
-Lin, Chen, Yan: "Network In Network", ICLR 2014. Every pooling takes the maximum, as the paper's text has it; the
-network that its authors released for CIFAR averages in the second.
+Lin, Chen, Yan: "Network In Network", ICLR 2014. All pooling between blocks is max pooling, as in the paper's text.
+In the CIFAR network that the authors released, the second one is average pooling.
 """
 
 from typing import Literal
@@ -10,17 +10,18 @@ import flax.linen as nn
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import initializers, layers
-from flaxcnn.models.layers import Array
+from flaxcnn.models.layers import Array, Layer
+from flaxcnn.models.network import Network
 from flaxcnn.models.registry import register
-from flaxcnn.ops.pooling import global_average_pool, max_pool
+from flaxcnn.ops import global_average_pool, max_pool
 
 
 class NiNBlock(nn.Module):
-    """The paper's mlpconv layer (figure 1b): a convolution and two 1x1 convolutions, each with a ReLU."""
+    """The paper's mlpconv layer (figure 1b): a convolution and two 1x1 convolutions, each followed by a ReLU."""
 
     features: tuple[int, int, int]
     kernel_size: int
-    conv: layers.Layer
+    conv: Layer
     stride: int = 1
     padding: int | None = None
 
@@ -32,21 +33,20 @@ class NiNBlock(nn.Module):
         return self.conv(self.features[2], 1, name="conv3")(x)
 
 
-class NiN(layers.Network):
-    """Blocks, each closed by 3x3/2 max pooling, a last block with a map a class, and the mean over that map.
+class NiN(Network):
+    """Blocks, each followed by 3x3/2 max pooling; a last block with a channel per class; global average pooling.
 
-    The defaults are d2l.ai's network (section 8.3), which starts like AlexNet. With `num_classes=0` the last block
-    is left out and the map before it is averaged.
+    The defaults give d2l.ai's network (section 8.3), whose convolutions are like AlexNet's. With `num_classes=0`
+    the last block is left out, and the output is the mean over the pixels of the feature map before it.
 
     Attributes:
-      blocks: for each block its kernel size, stride, padding and the channels of its three convolutions.
-      head_features: channels of the last block's convolutions but the last, or 0 for one a class.
-      ceil_mode: whether the pooling windows may hang over the end, as in the authors' implementation.
-      dropout_rate: before the last block, and after every pooling with `dropout_everywhere`.
-      initialization: of every convolution: "glorot", as in d2l.ai, or "normal" of deviation 0.05, which Caffe's
-        port of the CIFAR network has.
-      remat: whether each block is computed again in the backward pass instead of being kept: less memory (but not
-        on CPUs, where XLA undoes it), about a third more work; changes no value.
+      blocks: (kernel size, stride, padding, channels, channels, channels) of each block but the last, with the
+        output channels of its three convolutions.
+      head_features: output channels of the first two convolutions of the last block, or 0 for `num_classes`.
+      ceil_mode: whether pooling windows may extend past the end of the feature map, as in the authors' network.
+      dropout_rate: probability of dropout before the last block or, with `dropout_everywhere`, after every pooling.
+      initialization: initializer of every convolution: "glorot", as in d2l.ai, or "normal" with standard deviation
+        0.05, as in Caffe's port of the CIFAR network.
     """
 
     blocks: tuple[tuple[int, ...], ...] = (
@@ -63,7 +63,7 @@ class NiN(layers.Network):
 
     @property
     def minimum_size(self) -> int:
-        """The least size from which every pooling has a window."""
+        """Minimum height and width of the images at which every pooling has a window."""
         size = 1
         for kernel_size, stride, padding, *_ in reversed(self.blocks):
             size = 2 * size if self.ceil_mode else 2 * size + 1
@@ -71,7 +71,7 @@ class NiN(layers.Network):
         return size
 
     def check_fields(self) -> None:
-        """Six numbers a block."""
+        """Checks that each block has six numbers in range."""
         super().check_fields()
         if not self.blocks or any(len(block) != 6 for block in self.blocks):
             raise UserError(
@@ -83,9 +83,9 @@ class NiN(layers.Network):
 
     @nn.compact
     def forward(self, images: Array, train: bool) -> tuple[dict[str, Array], Array]:
-        """Returns the maps after each pooling, pool1 and so on, and the logits."""
-        scheme = initializers.GLOROT if self.initialization == "glorot" else initializers.gaussian(0.05)
-        conv, maps, x = self.conv_norm(train, scheme=scheme), {}, images
+        """Returns the feature maps after each pooling, "pool1", "pool2", ..., and the logits."""
+        initializer = initializers.GLOROT if self.initialization == "glorot" else initializers.gaussian(0.05)
+        conv, maps, x = self.conv_norm(train, initializer=initializer), {}, images
         for number, (kernel_size, stride, padding, first, second, third) in enumerate(self.blocks, start=1):
             block = NiNBlock((first, second, third), kernel_size, conv, stride, padding, name=f"block{number}")
             x = self.run_block(block, x)

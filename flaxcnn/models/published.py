@@ -1,6 +1,6 @@
-"""The weights that torchvision publishes for its networks, and the names of the ImageNet classes.
+"""Names and accuracies of the weights that torchvision publishes, and the names of the ImageNet classes.
 
-Facts only: nothing is downloaded here. The file names and the accuracies are those of torchvision 0.14.
+This module downloads nothing. File names and accuracies are those of torchvision 0.14.
 """
 
 import dataclasses
@@ -9,7 +9,8 @@ from pathlib import Path
 
 BASE_URL = "https://download.pytorch.org/models/"
 
-# Of ImageNet's red, green and blue, in [0, 1]; all of these weights expect images normalised with them.
+# Mean and standard deviation of the red, green and blue channels of ImageNet, for pixels in [0, 1]. All published
+# weights expect images that are normalized by these values.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -19,12 +20,14 @@ class Weights:
     """A published weight file, and how its accuracy was measured.
 
     Attributes:
-      tag: torchvision's name for it: "IMAGENET1K_V1", ... Those with SWAG in it are licensed CC-BY-NC 4.0.
-      file: name below `BASE_URL`; the eight hex digits after the last dash begin its SHA-256.
-      top1: percent of the ImageNet validation set, one central crop.
-      top5: likewise.
-      resize: pixels of the image's shorter side.
-      crop: pixels of the square then cut out of its centre.
+      tag: torchvision's name of the weights, such as "IMAGENET1K_V1". Weights with SWAG in their tag are licensed
+        under CC-BY-NC 4.0.
+      file: file name under `BASE_URL`; the eight hex digits after the last dash are the first of the file's
+        SHA-256.
+      top1: top-1 accuracy on the ImageNet validation set, one central crop, in percent.
+      top5: top-5 accuracy on the ImageNet validation set, one central crop, in percent.
+      resize: length to which the image's shorter side is resized for evaluation, in pixels.
+      crop: side of the square that is then cropped from the center, in pixels.
       interpolation: "bilinear" or "bicubic".
     """
 
@@ -38,13 +41,13 @@ class Weights:
 
     @property
     def url(self) -> str:
-        """Where it is published."""
+        """URL of the file."""
         return BASE_URL + self.file
 
 
 # fmt: off
 _TABLE = (
-    # network            IMAGENET1K_...    file, less .pth                     top-1   top-5   resize, crop
+    # network            IMAGENET1K_...    file without .pth                   top-1   top-5   resize, crop
     ("alexnet",          "V1",             "alexnet-owt-7be5be79",            56.522, 79.066, 256, 224, "bilinear"),
     ("vgg11",            "V1",             "vgg11-8a719046",                  69.020, 88.628, 256, 224, "bilinear"),
     ("vgg13",            "V1",             "vgg13-19584684",                  69.928, 89.246, 256, 224, "bilinear"),
@@ -122,15 +125,15 @@ def _by_network() -> dict[str, tuple[Weights, ...]]:
     return published
 
 
-# By network, in the order of publication: V1 first.
+# The published weights by network, in order of publication: V1 first.
 PUBLISHED = _by_network()
 
 
 def default_weights(name: str) -> Weights:
-    """Returns torchvision's default for a network: the newest IMAGENET1K_V*, or else the first SWAG.
+    """Returns torchvision's default weights of a network: the newest IMAGENET1K_V*, or otherwise the first SWAG.
 
     Raises:
-      KeyError: no weights are published for it.
+      KeyError: no weights are published for the network.
     """
     plain = [weights for weights in PUBLISHED[name] if "SWAG" not in weights.tag]
     return plain[-1] if plain else PUBLISHED[name][0]

@@ -1,4 +1,4 @@
-"""The names of the networks: `create_model`, `list_models`, `model_info`."""
+"""The registry of named networks: `create_model`, `list_models`, `model_info`."""
 
 import dataclasses
 import fnmatch
@@ -14,23 +14,24 @@ import jax.numpy as jnp
 
 from flaxcnn.errors import UserError, nearest
 from flaxcnn.models.cost import Cost, measure
-from flaxcnn.models.layers import NAMED, Network
+from flaxcnn.models.layers import NAMED_FUNCTIONS
+from flaxcnn.models.network import Network
 from flaxcnn.models.published import MEAN, PUBLISHED, STD, Weights, default_weights, imagenet_classes
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a named network without building it.
+    """Description of a named network, available without building it.
 
     Attributes:
-      name: what `create_model` takes.
-      summary: one line on what distinguishes this variant.
-      paper: authors, title, year.
-      module: the linen module class.
-      fields: the module fields that make the variant.
-      input_shape: (height, width, channels) of the images it was made for.
-      num_classes: classes of the published network.
-      reported: the accuracy that the paper reports, as text, where no weights are published.
+      name: name that `create_model` takes.
+      summary: differences from the other variants of the family, in one line.
+      paper: authors, title and year of the paper.
+      module: linen module class.
+      fields: fields of `module` that define the variant.
+      input_shape: (height, width, channels) of the images that the network was designed for.
+      num_classes: number of classes of the published network.
+      reported: accuracy that the paper reports, as text; `accuracy` returns it if no weights are published.
     """
 
     name: str
@@ -44,42 +45,42 @@ class ModelInfo:
 
     @property
     def minimum_size(self) -> int:
-        """The least height and width that it accepts, in pixels."""
+        """Minimum height and width of the images, in pixels."""
         return create_model(self.name).minimum_size
 
     @functools.cached_property
     def cost(self) -> Cost:
-        """Parameters, multiply-adds and activations of one image at `input_shape`, without allocating anything."""
+        """Cost per layer and in total for one image of `input_shape`; computed without allocating arrays."""
         return measure(create_model(self.name), self.input_shape)
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return self._counts[0]
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of convolutions and dense layers, for one image."""
+        """Number of multiply-adds of convolutions and dense layers for one image of `input_shape`."""
         return self._counts[1]
 
     @property
     def activations(self) -> int:
-        """Elements that the convolutions put out, for one image."""
+        """Number of output elements of the convolutions for one image of `input_shape`."""
         return self._counts[2]
 
     @property
     def _counts(self) -> tuple[int, int, int]:
-        """From the table where the network stands in it: tracing all of them takes a minute."""
+        """Parameters, multiply-adds and activations; recorded in a table, because tracing all networks is slow."""
         return _recorded_counts().get(self.name) or (self.cost.parameters, self.cost.macs, self.cost.activations)
 
     @property
     def weights(self) -> tuple[Weights, ...]:
-        """The published weights, with accuracy and evaluation protocol, in order of publication."""
+        """Published weights in order of publication, with their accuracy and evaluation protocol."""
         return PUBLISHED.get(self.name, ())
 
     @property
     def accuracy(self) -> str:
-        """The published accuracy: of the default weights, or else the paper's; empty where there is none."""
+        """Accuracy of the default weights, or otherwise the accuracy that the paper reports; may be empty."""
         if not self.weights:
             return self.reported
         weights = default_weights(self.name)
@@ -88,23 +89,23 @@ class ModelInfo:
 
     @property
     def mean(self) -> tuple[float, ...] | None:
-        """The mean by channel that the published weights expect to be subtracted, of pixels in 0 to 1."""
+        """Channel means, for pixels in [0, 1], by which published weights expect normalized images; else None."""
         return MEAN if self.weights else None
 
     @property
     def std(self) -> tuple[float, ...] | None:
-        """The standard deviation by channel that the published weights expect pixels to be divided by."""
+        """Channel standard deviations for the normalization by `mean`; None without published weights."""
         return STD if self.weights else None
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes that the published weights tell apart."""
+        """Class names of the published weights, in the order of the logits; None without published weights."""
         return imagenet_classes() if self.weights else None
 
 
 @functools.cache
 def _recorded_counts() -> dict[str, tuple[int, int, int]]:
-    """Returns parameters, multiply-adds and activations by name, as `flaxcnn.inspect.count_table` wrote them."""
+    """Returns parameters, multiply-adds and activations by network name, as `inspect.count_table` recorded them."""
     lines = Path(__file__).with_name("counts.txt").read_text(encoding="ascii").splitlines()
     rows = (line.split() for line in lines)
     return {name: (int(parameters), int(macs), int(activations)) for name, parameters, macs, activations in rows}
@@ -124,7 +125,7 @@ def register(
     fields: Mapping[str, Any] | None = None,
     reported: str = "",
 ) -> None:
-    """Adds a named network: `module(num_classes=num_classes, **fields)`, described as in `ModelInfo`."""
+    """Registers the network `module(num_classes=num_classes, **fields)`; other arguments are as in `ModelInfo`."""
     if name in _MODELS:
         raise ValueError(f"a model named {name!r} is registered already")
     fields = {"num_classes": num_classes, **(fields or {})}
@@ -132,15 +133,15 @@ def register(
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Returns the registered names that match a shell wildcard (`*`, `?`, `[...]`), sorted."""
+    """Returns the sorted names of registered networks that match a shell pattern (`*`, `?`, `[...]`)."""
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
 def model_info(name: str) -> ModelInfo:
-    """Returns what is known of a network.
+    """Returns the description of a named network, without building it.
 
     Raises:
-      UserError: no network has that name; the message holds the nearest ones.
+      UserError: no network has that name; the message suggests similar names.
     """
     if name not in _MODELS:
         raise UserError(f"unknown model {name!r}{nearest(name, _MODELS)} (list_models() returns all)")
@@ -152,12 +153,12 @@ def create_model(name: str, **fields: Any) -> Network:
 
     Args:
       name: one of `list_models()`.
-      **fields: fields of the module that differ from the variant's, such as `num_classes` (0 for pooled
-        features) or `dtype`. Fields that take a function (`activation`, `pooling`, `norm`) and dtypes may be
-        given by name, as configurations do: `activation="relu"`, `dtype="bfloat16"`.
+      **fields: module fields, such as `num_classes` (0 for pooled features) or `dtype`, which override those that
+        define the variant. Functions (`activation`, `pooling`, `norm`) and dtypes may be given by name, as in
+        configurations: `activation="relu"`, `dtype="bfloat16"`.
 
     Raises:
-      UserError: no such network, no such field, or a value of the wrong type.
+      UserError: the network or a field does not exist, or a value has the wrong type or is out of range.
     """
     info = model_info(name)
     annotations = {f.name: f.type for f in dataclasses.fields(info.module) if f.name not in ("parent", "name")}
@@ -172,12 +173,12 @@ def create_model(name: str, **fields: Any) -> Network:
 
 
 def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
-    """Turns the name of a function or dtype into it, and refuses a number of the wrong kind."""
-    if field in NAMED:
-        if isinstance(value, str) and value in NAMED[field]:
-            return NAMED[field][value]
+    """Returns a field's value, with names of functions and dtypes resolved; raises `UserError` if it is invalid."""
+    if field in NAMED_FUNCTIONS:
+        if isinstance(value, str) and value in NAMED_FUNCTIONS[field]:
+            return NAMED_FUNCTIONS[field][value]
         if not callable(value) and not (value is None and field == "norm"):
-            raise UserError(f"{model} has no {field} {value!r}; write one of {', '.join(NAMED[field])}")
+            raise UserError(f"{model} has no {field} {value!r}; write one of {', '.join(NAMED_FUNCTIONS[field])}")
         return value
     if field.endswith("dtype"):
         try:
@@ -195,7 +196,7 @@ def _checked(model: str, field: str, value: Any, annotation: Any) -> Any:
             raise UserError(f"{model} has no {field} {value!r}; write one of {choices}")
         return value
     if annotation not in (int, float, bool) and typing.get_origin(annotation) is not tuple:
-        return value  # of some other type, which its module checks
+        return value  # the module checks values of other types
     number = _as_number(value, annotation)
     if number is None:
         kind = _NUMBERS.get(annotation, "lists of numbers").format(field=field)
@@ -216,7 +217,7 @@ _NUMBERS = {
 
 
 def _as_number(value: Any, annotation: Any) -> Any:
-    """Returns a number, or nested lists of them as tuples, in the annotated type; None where it is another."""
+    """Returns a number as the annotated type, or nested lists of numbers as tuples; None if the type is wrong."""
     if typing.get_origin(annotation) is tuple:
         if not isinstance(value, (list, tuple)):
             return None

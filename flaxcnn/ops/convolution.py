@@ -1,4 +1,4 @@
-"""Convolution of NHWC feature maps, on each platform by the way that is quick there."""
+"""Convolution of NHWC feature maps, with an implementation for each platform."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from jax.interpreters import batching
 
 from flaxcnn.ops import onednn_convolution
 from flaxcnn.ops.geometry import Geometry, stock, transposed, unstrided
-from flaxcnn.ops.primitives import Multilinear, fold_into_rows, is_split, mapped_by_stock, mapped_size
+from flaxcnn.ops.primitives import Multilinear, fold_into_rows, is_sharded, mapped_by_stock, mapped_size
 
 Array = jax.Array
 INPUT, KERNEL, OUTPUT = "input", "kernel", "output"
@@ -28,37 +28,40 @@ def convolution(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> Array:
-    """Convolves as `jax.lax.conv_general_dilated` does, whose arguments it takes; for `flax.linen.Conv`.
+    """Convolution that can replace `jax.lax.conv_general_dilated` in `flax.linen.Conv`, with the same arguments.
 
-    It behaves as that operation under every transformation and placement. What differs is the order of summation.
+    It also behaves like `conv_general_dilated` under all transformations and shardings. Only the order of summation
+    differs.
 
     Args:
       x: feature maps (B, H, W, C).
       kernel: (height, width, C / groups, features).
-      window_strides: of rows and columns.
-      padding: zeros before and after rows and columns.
-      lhs_dilation, rhs_dilation: 1, as nothing here is dilated.
-      dimension_numbers: NHWC and HWIO, as linen has them.
-      feature_group_count: groups of channels that do not see each other.
-      precision: of the product on accelerators.
+      window_strides: distance between windows along rows and columns.
+      padding: numbers of zeros before and after the rows, and before and after the columns.
+      lhs_dilation, rhs_dilation: must be 1; dilation is not supported.
+      dimension_numbers: ignored; the layout is NHWC for images and HWIO for the kernel, as in linen.
+      feature_group_count: number of channel groups.
+      precision: precision of the products on accelerators, see `jax.lax.Precision`.
 
     Returns:
-      (B, H', W', features).
+      Feature maps (B, H', W', features).
 
     Raises:
-      ValueError: an input of another rank, or dilation.
+      ValueError: `x` does not have four axes, or a dilation is not 1.
     """
     if x.ndim != 4 or {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} != {1}:
-        raise ValueError(f"convolution takes maps (batch, height, width, channels) undilated, got {x.shape}")
+        raise ValueError(f"convolution takes (batch, height, width, channels), undilated, got {x.shape}")
     (down, right), ((top, bottom), (before, after)) = window_strides, padding
     geometry = Geometry((down, right), ((top, bottom), (before, after)), feature_group_count, precision)
     return _convolution(x, kernel, geometry=geometry)
 
 
 def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Folds the pixels under a stride into the channels, if these are few: matrix units take them by eights.
+    """Convolves on an accelerator; for few channels and a stride above 1, by a convolution of stride 1.
 
-    A 7x7 convolution at stride 2 of 3 channels becomes one of 4x4 at stride 1 of 12 channels.
+    The matrix units of accelerators process channels in multiples of eight. `unstrided` moves the pixels within a
+    stride into channels: a 7x7 convolution of 3 channels at stride 2 becomes a 4x4 convolution of 12 channels at
+    stride 1.
     """
     if (
         kernel.shape[2] > 4
@@ -77,7 +80,7 @@ def _derived(
     geometry: Geometry,
     convolve: Callable[[Array, Array, Geometry], Array] = by_accelerator,
 ) -> Array:
-    """Returns the output of a convolution, or its gradient with respect to input or kernel, by JAX's transpose."""
+    """Returns the output of a convolution, or the gradient with respect to input or kernel, by transposition."""
     if result == OUTPUT:
         x, kernel = operands
         return convolve(x, kernel, geometry)
@@ -106,9 +109,9 @@ def _mapped(
     geometry: Geometry,
     **params: Any,
 ) -> tuple[Array, int]:
-    """Maps a convolution over an axis: that of more images for one kernel, else that of more groups of channels."""
+    """Batching rule: folds the mapped axis into the batch, or into the groups if the kernel is mapped."""
     fields = {"result": result, "geometry": geometry, **params}
-    if is_split(operands, axes):
+    if is_sharded(operands, axes):
         return mapped_by_stock(_convolution.by_stock, operands, axes, shape=shape, **fields)
     size = mapped_size(operands, axes)
     given = [name for name in (INPUT, KERNEL, OUTPUT) if name != result]
@@ -121,13 +124,13 @@ def _mapped(
         return y.reshape(shape[0], size, *shape[1:]), 1
     if not size:
         return jnp.zeros((0, *shape), operands[0].dtype), 0
-    # One input for many kernels needs no groups: these have more features.
-    is_shared = geometry.groups == 1 and result != INPUT and axes[0] is None
-    if not is_shared:
+    # Several kernels that share one input need no groups: their output features are concatenated.
+    has_one_input = geometry.groups == 1 and result != INPUT and axes[0] is None
+    if not has_one_input:
         fields["geometry"] = geometry._replace(groups=geometry.groups * size)
     folded = []
     for name, x, axis in zip(given, operands, axes, strict=True):
-        if axis is None and not (name == INPUT and is_shared):
+        if axis is None and not (name == INPUT and has_one_input):
             x, axis = jnp.broadcast_to(x[..., None, :], (*x.shape[:3], size, x.shape[3])), 3
         if axis is not None:
             x = jnp.moveaxis(x, axis, 3)

@@ -1,4 +1,4 @@
-"""Where the windows of a convolution lie, and JAX's own convolution, as it is and without its stride."""
+"""Strides, paddings and groups of a convolution; convolution by JAX's operation, and its rewriting to stride 1."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-# Pixels before and after, of the rows and of the columns.
+# Numbers of pixels that are added before and after the rows, and before and after the columns.
 Paddings = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Geometry(NamedTuple):
-    """What a convolution needs besides its arrays.
+    """Strides, paddings, groups and precision of a convolution.
 
     Attributes:
-      strides: of the rows and of the columns.
-      paddings: zeros before and after the rows and the columns.
-      groups: groups of channels that do not see each other.
-      precision: of the products on accelerators.
+      strides: distance between windows along rows and columns, in pixels.
+      paddings: numbers of zeros before and after the rows, and before and after the columns.
+      groups: number of channel groups.
+      precision: precision of the products on accelerators, see `jax.lax.Precision`.
     """
 
     strides: tuple[int, int]
@@ -27,12 +27,12 @@ class Geometry(NamedTuple):
     precision: Any = None
 
     def is_pointwise(self, kernel_shape: tuple[int, ...]) -> bool:
-        """Returns whether each output sees one pixel."""
+        """Returns whether each output pixel depends on a single input pixel."""
         return kernel_shape[:2] == (1, 1) and not any(map(any, self.paddings))
 
 
 def stock(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Convolves maps (B, H, W, C) with a kernel (height, width, C / groups, features) as JAX does."""
+    """Convolves (B, H, W, C) with a kernel (height, width, C / groups, features) by `conv_general_dilated`."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -45,17 +45,30 @@ def stock(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], gradient: Array) -> Array:
-    """Returns the gradient with respect to the argument, of this shape, of a linear function."""
+    """Applies the transpose of a linear function to a gradient.
+
+    Args:
+      linear: linear function of one array.
+      shape: shape of that array.
+      gradient: gradient with respect to the result of the function.
+
+    Returns:
+      The gradient with respect to the argument of the function: an array of shape `shape`.
+    """
     return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, gradient.dtype))(gradient)[0]
 
 
 def unstrided(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Convolves to the same result at stride 1: the pixels under a stride become channels of one. Has no groups."""
+    """Computes a strided convolution as one of stride 1, by moving the pixels within a stride into channels.
+
+    Arguments and result are those of `stock`. Groups are not supported.
+    """
     channels, features = kernel.shape[2:]
     paddings = []
     for axis, stride in enumerate(geometry.strides):
         (low, high), size, window = geometry.paddings[axis], x.shape[1 + axis], kernel.shape[axis]
-        # Zeros before the kernel, so that the padding too is of whole blocks, and after kernel and pixels.
+        # A block has as many pixels as the stride. Zeros before the kernel make the padding a whole number of
+        # blocks. Zeros after the kernel and after the image do the same for their lengths.
         before = -low % stride
         after = -(before + window) % stride
         kernel = _padded(kernel, axis, (before, after))

@@ -1,7 +1,6 @@
-"""Convolutions of float32 and bfloat16 as programs of oneDNN."""
+"""Convolutions in float32 and bfloat16, and their gradients, computed by oneDNN."""
 
 import functools
-import hashlib
 import math
 from typing import NamedTuple
 
@@ -12,22 +11,21 @@ from flaxcnn.ops import onednn
 from flaxcnn.ops.geometry import Geometry
 
 Array = jax.Array
-# Multiply-adds, and values read and written, of what one core has done by the time that another one is awake.
-FEW_PRODUCTS, FEW_VALUES = 10**7, 5 * 10**5
 
-# The library's numbers, from its dnnl_types.h.
+# Values of the library's enumerations, from its header dnnl_types.h.
 _TRAINING, _DIRECT = 64, 1
-# Of an array, then of its gradient: its number among the arguments, and that of the question for its layout.
+# For each array, and then for its gradient: number of the argument, and number of the query for its layout.
 _ARRAYS = {"input": ((1, 129), (129, 130)), "kernel": ((33, 161), (131, 132)), "output": ((17, 145), (133, 134))}
 
 
 class _Call(NamedTuple):
-    """What a program is made for.
+    """Shapes and parameters for which a program is built.
 
     Attributes:
-      result: the array that is asked for, "input", "kernel" or "output", given the two others.
+      result: "output" for the convolution, or "input" or "kernel" for the gradient with respect to that array.
       dtype: "float32" or "bfloat16".
-      input, kernel, output: shapes as XLA has them: (B, H, W, C), (height, width, C / groups, features).
+      input, kernel, output: shapes of XLA's arrays: (B, H, W, C), (height, width, C / groups, features) and
+        (B, H', W', features).
       strides, paddings, groups: as in `Geometry`.
     """
 
@@ -41,14 +39,14 @@ class _Call(NamedTuple):
     groups: int
 
     @property
-    def is_small(self) -> bool:
-        """Whether one core is as quick at it as several are."""
+    def threads(self) -> int | None:
+        """Fastest number of threads; None for all."""
         products = math.prod(self.output) * math.prod(self.kernel[:3])
-        return products < FEW_PRODUCTS and math.prod(self.input) + math.prod(self.output) < FEW_VALUES
+        return onednn.threads_for(products, math.prod(self.input) + math.prod(self.output))
 
     @property
     def has_pixels_for_all_places(self) -> bool:
-        """Whether no place of the kernel sees padding alone: in bfloat16 its gradient would be left unwritten."""
+        """Whether each kernel element meets a pixel; in bfloat16, oneDNN leaves other gradients unwritten."""
         axes = zip(self.input[1:3], self.kernel, self.output[1:3], self.strides, self.paddings, strict=False)
         return all(
             any(0 <= number * stride + place - before < size for number in range(windows))
@@ -56,18 +54,12 @@ class _Call(NamedTuple):
             for place in range(window)
         )
 
-    @property
-    def key(self) -> int:
-        """A number for it, the same in every process."""
-        digest = hashlib.blake2b(repr(tuple(self)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little", signed=True)
-
 
 def _program(call: _Call, library: onednn.Library, threads: int) -> onednn.Program:
-    """Returns a program for a call. Where the library wants an array in another layout, a step copies it.
+    """Returns the program for a call. If the library prefers another layout of an array, a step copies the array.
 
     Raises:
-      RuntimeError: the library has no quick way for it.
+      RuntimeError: the library has no fast implementation.
     """
     program = onednn.Program(library, threads)
     layouts = {array: _map_layout(library, getattr(call, array), call.dtype) for array in ("input", "output")}
@@ -80,15 +72,29 @@ def _program(call: _Call, library: onednn.Library, threads: int) -> onednn.Progr
         is_gradient = call.result != "output" and array in (call.result, "output")
         number, question = (pair[is_gradient] for pair in _ARRAYS[array])
         layout = library.layout_of(made, question)
-        outside = layouts[array], program.outside(layouts[array])
-        inside = outside if library.equal(layout, layouts[array]) else (layout, program.inside(layout))
-        if inside is not outside and array != call.result:
-            program.copy(outside, inside)
+        outside = inside = layouts[array], program.outside(layouts[array])
+        if array == "kernel" != call.result and (block := _block_of(library, call, layout)):
+            operand, rows = len(arguments), math.prod(call.kernel[:3])
+            inside = layout, program.pack(operand, layout, rows, call.kernel[3], block)
+        elif not library.equal(layout, layouts[array]):
+            inside = layout, program.inside(layout)
+            if array != call.result:
+                program.copy(outside, inside)
         arguments[number] = inside[1]
     program.run(made, arguments)
-    if inside is not outside:  # of the result, which was the last
+    if inside is not outside:  # here they refer to the result, the last array of the loop
         program.copy(inside, outside)
     return program
+
+
+def _block_of(library: onednn.Library, call: _Call, layout: onednn.Handle) -> int | None:
+    """Returns the length of a kernel layout's blocks of features if `Program.pack` can write it, otherwise None."""
+    height, width, channels, features = call.kernel
+    block = library.block_of(layout) if call.groups == 1 and call.dtype == "float32" else None
+    if not block or features % block:
+        return None
+    steps = (block * height * width * channels, block, block * width * channels, block * channels)
+    return block if library.steps_of(layout, 4) == steps else None
 
 
 def _map_layout(library: onednn.Library, shape: tuple[int, ...], dtype: str) -> onednn.Handle:
@@ -98,7 +104,7 @@ def _map_layout(library: onednn.Library, shape: tuple[int, ...], dtype: str) -> 
 
 
 def _kernel_layouts(library: onednn.Library, call: _Call) -> tuple[onednn.Handle, onednn.Handle]:
-    """Returns the layout of the kernel as XLA has it, and any."""
+    """Returns the layout of XLA's kernel, and the layout that lets the library choose."""
     height, width, channels, features = call.kernel
     sizes = (call.groups, features // call.groups, channels, height, width)
     steps = (features // call.groups, 1, features, width * channels * features, channels * features)
@@ -110,7 +116,7 @@ def _kernel_layouts(library: onednn.Library, call: _Call) -> tuple[onednn.Handle
 def _describe(
     library: onednn.Library, call: _Call, x: onednn.Handle, kernel: onednn.Handle, y: onednn.Handle
 ) -> onednn.Handle:
-    """Returns the description of a primitive for arrays of these layouts."""
+    """Returns the description of the primitive for a call and the layouts of input, kernel and output."""
 
     def describe(kind: str, *arguments: onednn.Handle | int | None) -> onednn.Handle:
         geometry = map(onednn.dims, (call.strides, (0, 0), *zip(*call.paddings, strict=True)))
@@ -128,20 +134,23 @@ def _describe(
 
 @functools.cache
 def _is_served(library: onednn.Library, call: _Call) -> bool:
-    """Returns whether the library has a quick program for a call, which from now on is there."""
+    """Registers the program for a call; returns False if the library has no fast implementation."""
     if call.result == "kernel" and not call.has_pixels_for_all_places:
         return False
-    return library.add(call.key, functools.partial(_program, call), 1 if call.is_small else library.threads)
+    return library.add(onednn.key_of(call), functools.partial(_program, call), call.threads)
 
 
 def convolution(result: str, shape: tuple[int, ...], *operands: Array, geometry: Geometry) -> Array | None:
-    """Returns a convolution, or a gradient of it, as `flaxcnn.ops.convolution` has them; None if there is none.
+    """Computes a convolution or one of its gradients by oneDNN; returns None if oneDNN is not available for it.
 
     Args:
-      result: the array that is asked for: "input", "kernel" or "output".
-      shape: its shape.
-      operands: the two others, in this order, float32 or bfloat16.
+      result: "output" for the convolution, or "input" or "kernel" for the gradient with respect to that array.
+      shape: shape of the result.
+      operands: the other two of input, kernel and output, in this order, float32 or bfloat16.
       geometry: strides, paddings and groups.
+
+    Returns:
+      The result, with the shape `shape` and the dtype of the operands, or None.
     """
     dtype = operands[0].dtype
     library = onednn.library()
@@ -154,4 +163,6 @@ def convolution(result: str, shape: tuple[int, ...], *operands: Array, geometry:
     )
     if not _is_served(library, call):
         return None
-    return jax.ffi.ffi_call(onednn.NAME, jax.ShapeDtypeStruct(shape, dtype))(*operands, key=np.int64(call.key))
+    return jax.ffi.ffi_call(onednn.NAME, jax.ShapeDtypeStruct(shape, dtype))(
+        *operands, key=np.int64(onednn.key_of(call))
+    )

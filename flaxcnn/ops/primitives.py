@@ -1,9 +1,9 @@
-"""JAX primitives that each platform computes in the way that is quick there, with JAX's own rules for all else.
+"""JAX primitives with an implementation for each platform.
 
-JAX's transformations see its rules only. The type of the result is that of the stock operation, so it is placed
-like that one under explicit sharding and `shard_map`. Derivatives follow from linearity, to any order and in both
-modes. `vmap` folds the mapped axis into one that is there. What a platform computes is chosen when a program is
-lowered, and only that is traced.
+JAX's transformations use only the rules of a primitive, never its implementation. The type of the result is that of
+JAX's own operation, so the result is sharded in the same way under explicit sharding and in `shard_map`.
+Derivatives of any order, in forward and reverse mode, follow from linearity. `vmap` folds the mapped axis into
+another axis. The implementation for the platform is selected at lowering, and only this one is traced.
 """
 
 import functools
@@ -20,16 +20,17 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, use_abstract_mes
 
 Array = jax.Array
 _Result = TypeVar("_Result")
-# Part of the key of JAX's caches, so that nothing traced without it serves within it.
+# A user context is part of the key of JAX's caches, so functions traced outside of the context are not reused
+# inside.
 _STOCK = jax.make_user_context(False)
 
 
 def stock_operations() -> AbstractContextManager[None]:
-    """Returns a context in which the networks consist of JAX's own operations alone, on every platform.
+    """Returns a context manager within which networks use only JAX's own operations, on every platform.
 
-    Converters, which know the primitives of `jax.lax` and no others, trace within it; it also serves to compare.
-    Values and derivatives are the same to rounding, but where two values of a max pooling window are equal: JAX's
-    forward mode then picks another one than its reverse mode, and ours the same in both.
+    It is meant for converters, which support only the primitives of `jax.lax`, and for comparisons. Values and
+    derivatives are equal up to rounding, with one exception: if two values of a max pooling window are equal, JAX's
+    forward mode picks a different one than its reverse mode, while `max_pool` picks the same one in both modes.
 
     Example:
       >>> with flaxcnn.ops.stock_operations():
@@ -39,7 +40,7 @@ def stock_operations() -> AbstractContextManager[None]:
 
 
 def uses_stock() -> bool:
-    """Returns whether `stock_operations` holds."""
+    """Returns whether the call happens within `stock_operations`."""
     return _STOCK.value
 
 
@@ -51,14 +52,16 @@ def primitive(
     cpu: Callable[..., Array],
     engine: Callable[..., Array | None] | None = None,
 ) -> Primitive:
-    """Returns a primitive with one result, called by `bind`; derivatives and `vmap` are still to be defined.
+    """Returns a primitive with one result, without rules for derivatives and `vmap`, which the caller adds.
 
     Args:
-      name: shown in jaxprs and profiles.
-      result_type: what has the shape, dtype and placement of the result, from JAX's operations; never computed.
-      default: what computes it, `default(*operands, **params)`.
-      cpu: what computes it on CPUs.
-      engine: what computes it there instead by a call that XLA cannot see into; None of it where there is none.
+      name: name of the primitive in jaxprs and profiles.
+      result_type: function `result_type(*operands, **params)` of JAX's operations, whose result has the shape,
+        dtype and sharding of the primitive's result; it is traced but never computed.
+      default: implementation `default(*operands, **params)`.
+      cpu: implementation on CPUs, with the same arguments.
+      engine: implementation on CPUs by a library call, which XLA cannot partition. It is used instead of `cpu` in
+        programs for one device, and returns None if the library cannot compute the result.
     """
     new = Primitive(name)
     new.def_impl(functools.partial(xla.apply_primitive, new))
@@ -77,12 +80,13 @@ def _lowering(compute: Callable[..., Array], engine: Callable[..., Array | None]
         result = engine(*operands, **params) if engine else None
         return compute(*operands, **params) if result is None else result
 
-    by_operations, by_engine = (mlir.lower_fun(way, multiple_results=False) for way in (compute, preferred))
+    by_operations, by_engine = (mlir.lower_fun(each, multiple_results=False) for each in (compute, preferred))
 
     def rule(context: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         lower = by_engine if engine and _is_for_one_device(context.module_context) else by_operations
-        # Types are settled by now, and the partitioner sees the operations themselves: traced for plain arrays,
-        # they may cut and join axes as they like.
+        # The implementation is traced for arrays without explicit sharding, so that it may split and merge any
+        # axes. The type of the result is known already, and the partitioner sees the operations of the
+        # implementation.
         with use_abstract_mesh(AbstractMesh((), ())):
             types = cast(Sequence[ShapedArray], context.avals_in)
             plain = [ShapedArray(each.shape, each.dtype) for each in types]
@@ -92,7 +96,7 @@ def _lowering(compute: Callable[..., Array], engine: Callable[..., Array | None]
 
 
 def _is_for_one_device(module: mlir.ModuleContext) -> bool:
-    """Returns whether each device of this process runs a program as it is: neither exported nor partitioned."""
+    """Returns whether each device runs the whole program: XLA does not partition it, and it is not exported."""
     axes: Any = module.axis_context
     if module.lowering_parameters.for_export:
         return False
@@ -102,31 +106,32 @@ def _is_for_one_device(module: mlir.ModuleContext) -> bool:
 
 
 def type_of(function: Callable[..., Array], *types: ShapedArray, **params: Any) -> ShapedArray:
-    """Returns the type of a function's result: shape, dtype, and where it lies."""
+    """Returns the type of a function's result: shape, dtype and sharding."""
     return jax.make_jaxpr(functools.partial(function, **params))(*types).out_avals[0]
 
 
 def bind(new: Primitive, *operands: Array, **params: Any) -> Array:
-    """Applies a primitive to arrays of which some may vary over the devices of a `shard_map`, and others not."""
+    """Applies a primitive to arrays of which, within `shard_map`, some may vary over the devices and others not."""
     return new.bind(*equally_varying(*operands), **params)
 
 
 def equally_varying(*arrays: Array) -> list[Array]:
-    """Marks arrays that are alike on all devices of a `shard_map` as varying if another one varies.
+    """Within `shard_map`, marks arrays as varying over all mesh axes over which any of them varies.
 
-    JAX's own operations do so themselves: then gradients with respect to parameters are summed over the devices.
+    JAX's own operations do so themselves. As a result, gradients with respect to the equal arrays, such as
+    parameters, are summed over the devices.
     """
     axes = frozenset().union(*map(varying_axes, arrays))
     return [jax.lax.pcast(x, tuple(axes - varying_axes(x)), to="varying") for x in arrays]
 
 
 def varying_axes(x: Array) -> frozenset[str]:
-    """Returns the axes over which `jax.shard_map` takes an array to vary: none with `check_vma=False`."""
+    """Returns the mesh axes over which an array varies in a `jax.shard_map`: none with `check_vma=False`."""
     return jax.typeof(x).mat.varying
 
 
 def fold_into_rows(operands: Sequence[Array], axes: Sequence[int | None], size: int) -> list[Array]:
-    """Returns operands whose mapped axis has become part of the first one; those without it are repeated."""
+    """Returns operands with the mapped axis folded into the first axis; unmapped operands are repeated."""
     folded = []
     for operand, axis in zip(operands, axes, strict=True):
         if axis is None:
@@ -138,15 +143,18 @@ def fold_into_rows(operands: Sequence[Array], axes: Sequence[int | None], size: 
 
 
 def map_over_rows(new: Primitive, stock: Callable[..., Array]) -> None:
-    """Defines `vmap` of a primitive whose operands and result have the images as their first axis.
+    """Registers the batching rule of a primitive whose operands and result all have the batch as their first axis.
+
+    `vmap` merges the mapped axis into the batch axis and calls the primitive once. Only if explicit sharding shards
+    the mapped axis, it maps `stock` instead.
 
     Args:
       new: the primitive.
-      stock: the same from JAX's operations, `stock(*operands, **params)`.
+      stock: the same computation by JAX's operations, `stock(*operands, **params)`.
     """
 
     def rule(operands: Sequence[Array], axes: Sequence[int | None], **params: Any) -> tuple[Array, int]:
-        if is_split(operands, axes):
+        if is_sharded(operands, axes):
             return mapped_by_stock(stock, operands, axes, **params)
         size, rows = mapped_size(operands, axes), operands[0].shape[axes[0] == 0]
         if shape := params.get("shape"):
@@ -157,8 +165,8 @@ def map_over_rows(new: Primitive, stock: Callable[..., Array]) -> None:
     batching.primitive_batchers[new] = rule
 
 
-def is_split(operands: Sequence[Array], axes: Sequence[int | None]) -> bool:
-    """Returns whether a mapped axis is split over devices by explicit sharding; then it cannot be folded."""
+def is_sharded(operands: Sequence[Array], axes: Sequence[int | None]) -> bool:
+    """Returns whether explicit sharding shards a mapped axis over devices, so that it cannot be folded."""
     placed = ((jax.typeof(x).sharding, axis) for x, axis in zip(operands, axes, strict=True) if axis is not None)
     return any(_explicit(sharding) and sharding.spec[axis] for sharding, axis in placed)
 
@@ -166,7 +174,7 @@ def is_split(operands: Sequence[Array], axes: Sequence[int | None]) -> bool:
 def mapped_by_stock(
     stock: Callable[..., Array], operands: Sequence[Array], axes: Sequence[int | None], **params: Any
 ) -> tuple[Array, int]:
-    """Returns `vmap` of the same operation from JAX's operations, with its rules of placement."""
+    """Applies `vmap` of JAX's own operation, which determines the sharding of its result."""
     return jax.vmap(functools.partial(stock, **params), tuple(axes))(*operands), 0
 
 
@@ -176,14 +184,17 @@ def mapped_size(operands: Sequence[Array], axes: Sequence[int | None]) -> int:
 
 
 class Multilinear:
-    """An operation that is linear in each of its arguments, and its transposes, as one primitive.
+    """An operation that is linear in each of its arguments, together with its transposes, as one primitive.
 
-    With the output as a further argument it is a form: the sum of the output's values, each times its own weight,
-    a number that is linear in every argument. The derivative of that number with respect to one argument is a
-    function of the others: the operation itself, or a transpose. All derivatives of all orders are of these.
+    Let f(x_1, ..., x_n) be the operation and y a cotangent of its output. The inner product <y, f(x_1, ..., x_n)>
+    is linear in y and in every x_i. Its derivative with respect to y is f. Its derivative with respect to x_i is
+    the transpose of f in x_i, a function of y and of the other x_j. Derivatives of these functions, of any order,
+    are again functions of this kind. The primitive computes all of them: its parameter `result` names the argument
+    with respect to which the inner product is differentiated, which is y for f itself.
 
-    Its operands are the residuals, in which it is not linear and whose derivative is zero, and then the arguments
-    in their order, but for the one that is asked for.
+    The operands of the primitive are the residuals, followed by x_1, ..., x_n, y in this order, without the
+    argument that `result` names. Residuals are operands in which f need not be linear; derivatives with respect to
+    them are zero.
     """
 
     def __init__(
@@ -200,14 +211,14 @@ class Multilinear:
         """Defines the primitive.
 
         Args:
-          name: shown in jaxprs and profiles.
-          arguments: their names, the output last.
-          stock: the operation from JAX's operations, `stock(*operands, **params)`.
-          default: what computes it, `default(result, shape, *operands, **params)`; `result` names the argument with
-            respect to which the form is derived, and `shape` is the shape of this argument.
-          cpu: the same on CPUs.
-          engine: the same there by a call that XLA cannot see into, or None where there is none.
-          residuals: number of operands before the arguments.
+          name: name of the primitive in jaxprs and profiles.
+          arguments: names of x_1, ..., x_n and y, such as ("input", "kernel", "output").
+          stock: the operation f by JAX's operations, `stock(*operands, **params)`.
+          default: implementation `default(result, shape, *operands, **params)`. `result` names the argument with
+            respect to which the inner product is differentiated, and `shape` is the shape of this argument.
+          cpu: implementation on CPUs, with the same arguments.
+          engine: implementation on CPUs by a library call, with the same arguments; see `primitive`.
+          residuals: number of residuals.
         """
         self._arguments, self._residuals, self._stock = arguments, residuals, stock
         self.primitive = primitive(
@@ -235,7 +246,7 @@ class Multilinear:
     def by_stock(
         self, *operands: Array, result: str, shape: tuple[int, ...], sharding: NamedSharding | None, **params: Any
     ) -> Array:
-        """Returns what the primitive does, from JAX's operations; parameters as in its `bind`."""
+        """Computes the result of the primitive by JAX's operations; operands and parameters are the primitive's."""
         *arguments, output = self._arguments
         if result == output:
             return self._stock(*operands, **params)
@@ -270,7 +281,7 @@ class Multilinear:
 
 
 def _explicit(sharding: NamedSharding) -> NamedSharding | None:
-    """Returns the placement that is part of a type, if it is."""
+    """Returns the sharding if it is explicit, that is, part of the array's type; otherwise None."""
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 

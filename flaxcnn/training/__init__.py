@@ -1,7 +1,21 @@
-"""The training of a network: its state, one step of it, and the loop around that step.
+"""Training: the training state, the training step, and the training loop.
 
-`fit` does all of it, by a configuration. For a loop of one's own: `create_state`, `make_optimizer`,
-`make_train_step` and `make_eval_step`, and a `Strategy`, which runs a step on all devices.
+`fit` runs the training that a configuration describes. To write your own loop, use `create_state`,
+`make_optimizer`, `make_train_step` and `make_eval_step`, and use `Strategy` to run a step on all devices.
+
+    setup             checks the configuration, opens the data and builds the network: a `Run`
+    experiment        the network, with its preprocessing and augmentation
+    plan              at which steps to log, evaluate and save, and which examples each step uses
+    step              the training step and the evaluation step; `losses` and `batch_parts` belong to it
+    state             the arrays that a step updates
+    optimizer         optimizer and learning-rate schedules; `finetune` changes them for some layers
+    compiled_steps    the training step, compiled for all devices
+    loop              the training loop
+    milestones        logging, evaluation and checkpoints between steps
+    evaluation        exact evaluation of a split
+    report            results at the end of a run
+    trained           evaluation, prediction and export with the network of a finished run
+    prediction_files  files of predictions
 """
 
 from typing import TYPE_CHECKING
@@ -10,13 +24,13 @@ from flaxcnn import lazy
 
 if TYPE_CHECKING:
     from flaxcnn.config import TrainConfig
+    from flaxcnn.parallel.strategy import Strategy
     from flaxcnn.training.evaluation import Evaluation
+    from flaxcnn.training.finetune import freeze, scale_learning_rate, select
     from flaxcnn.training.loop import fit
     from flaxcnn.training.optimizer import make_optimizer, make_schedule
-    from flaxcnn.training.parallel import Strategy
     from flaxcnn.training.state import TrainState, create_state
     from flaxcnn.training.step import make_eval_step, make_train_step
-    from flaxcnn.training.transfer import freeze, scale_learning_rate, select
 
 __all__ = [
     "Evaluation",
@@ -34,8 +48,8 @@ __all__ = [
     "select",
 ]
 
-# Not imported here, because a network or a step needs nothing of what the loop does.
-if not TYPE_CHECKING:  # a checker that saw it would take every name for one
+# Lazy, so that importing a network or a step does not import the modules that only the loop needs.
+if not TYPE_CHECKING:  # a type checker that sees `__getattr__` accepts every name
     __getattr__ = lazy.exports(
         __name__,
         {
@@ -43,10 +57,10 @@ if not TYPE_CHECKING:  # a checker that saw it would take every name for one
             "flaxcnn.training.evaluation": ("Evaluation",),
             "flaxcnn.training.loop": ("fit",),
             "flaxcnn.training.optimizer": ("make_optimizer", "make_schedule"),
-            "flaxcnn.training.parallel": ("Strategy",),
+            "flaxcnn.parallel.strategy": ("Strategy",),
             "flaxcnn.training.state": ("TrainState", "create_state"),
             "flaxcnn.training.step": ("make_eval_step", "make_train_step"),
-            "flaxcnn.training.transfer": ("freeze", "scale_learning_rate", "select"),
+            "flaxcnn.training.finetune": ("freeze", "scale_learning_rate", "select"),
         },
     )
 

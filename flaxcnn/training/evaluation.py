@@ -1,4 +1,4 @@
-"""Exact evaluation: every example counted once, whatever the batch size."""
+"""Exact evaluation of a split: every example counts once, whatever the batch size."""
 
 import contextlib
 import dataclasses
@@ -11,28 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.config import TrainConfig
-from flaxcnn.data.sampler import evaluation_batches
-from flaxcnn.data.stream import Request
+from flaxcnn.data.loading.batch import Arrays
+from flaxcnn.data.loading.loader import Loader
+from flaxcnn.data.loading.sampler import evaluation_indices
 from flaxcnn.errors import UserError
-from flaxcnn.training.compilation import jit_in_haste
+from flaxcnn.parallel.compilation import cheap_jit
+from flaxcnn.parallel.program import Program
+from flaxcnn.parallel.strategy import Strategy
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.feed import Data, Split, assemble
-from flaxcnn.training.parallel import Program, Strategy
 from flaxcnn.training.state import TrainState
 from flaxcnn.training.step import make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The result on a split.
+    """The result of evaluating a split.
 
     Attributes:
-      count: examples evaluated: with those left out, the size of the split.
-      loss: mean cross-entropy, without label smoothing, in nats.
-      accuracy: share of examples whose best class is their label.
-      accuracy_top5: share whose label is among the best five.
-      confusion: (classes, classes) int array, rows by label and columns by prediction; None above 1,000 classes.
-      left_out: examples that cannot be read; 0 unless `data.bad_images` is "skip".
+      count: number of evaluated examples. `count + left_out` is the size of the split.
+      loss: mean cross-entropy in nats, without label smoothing.
+      accuracy: fraction of the examples whose most likely class is their label.
+      accuracy_top5: fraction of the examples whose label is among the five most likely classes.
+      confusion: confusion matrix (classes, classes), int, with a row per label and a column per prediction; None
+        for more than 1,000 classes.
+      left_out: number of examples that cannot be read; 0 unless `data.bad_images` is "skip".
     """
 
     count: int
@@ -44,66 +46,76 @@ class Evaluation:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """The numbers that are logged."""
+        """Numbers that are logged, by name: loss, accuracies and counts."""
         names = ("loss", "accuracy", "accuracy_top5", "count", *(["left_out"] if self.left_out else []))
         return {name: getattr(self, name) for name in names}
 
     @property
     def class_accuracy(self) -> np.ndarray | None:
-        """Accuracy of each class, (classes,) float; not a number where the split has none of a class."""
+        """Accuracy of each class, (classes,) float, NaN for a class without examples; None without `confusion`."""
         return None if self.confusion is None else class_accuracy(self.confusion)
 
 
 def evaluation_batch_size(config: TrainConfig, num_examples: int, strategy: Strategy) -> int:
-    """Returns the number of examples that are evaluated at a time, over all devices, each with an equal share."""
+    """Returns the global batch size of evaluation, a multiple of the number of devices."""
     return -(-min(config.evaluation.batch_size, num_examples) // strategy.num_devices) * strategy.num_devices
 
 
 def class_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Returns the share of each class that was right, by a confusion matrix; NaN for a class without examples."""
+    """Returns the accuracy of each class, (classes,), from a confusion matrix; NaN for a class without examples."""
     totals = confusion.sum(axis=1)
     return np.where(totals > 0, np.diag(confusion) / np.maximum(totals, 1), np.nan)
 
 
-def make_evaluator(experiment: Experiment, strategy: Strategy) -> Callable[[TrainState, Split], Evaluation]:
-    """Returns `evaluate(state, split) -> Evaluation`, for one split.
+def make_evaluator(
+    experiment: Experiment, strategy: Strategy, loader: Loader
+) -> Callable[[TrainState], Evaluation]:
+    """Returns a function `evaluate(state) -> Evaluation` that evaluates a split; its first call compiles.
 
-    It raises UserError if every picture of the split had to be left out.
+    The function raises `UserError` if no image of the split can be read, or if a batch cannot be loaded.
+
+    Args:
+      experiment: configuration, network and preprocessing.
+      strategy: placement on the devices.
+      loader: loader of the split.
     """
-    config = experiment.config
     eval_step = make_eval_step(experiment.model, experiment.views)
+    size = evaluation_batch_size(experiment.config, len(loader.dataset), strategy)
+    indices = list(evaluation_indices(len(loader.dataset), size, **strategy.process))
 
-    def evaluate_batch(state: TrainState, data: Data, given: Data, axis_name: str | None) -> Any:
-        return eval_step(state, assemble(data, given), axis_name=axis_name)
+    def evaluate_batch(state: TrainState, resident: Arrays, inputs: Arrays, axis_name: str | None) -> Any:
+        return eval_step(state, loader.assemble(resident, inputs), axis_name=axis_name)
 
-    add = jit_in_haste(functools.partial(jax.tree.map, jnp.add))
+    add = cheap_jit(functools.partial(jax.tree.map, jnp.add))
     compiled: list[Program] = []
 
-    def evaluate(state: TrainState, split: Split) -> Evaluation:
-        size = evaluation_batch_size(config, len(split), strategy)
-        requests = [Request(0, *batch) for batch in evaluation_batches(len(split), size, **strategy.process)]
+    def evaluate(state: TrainState) -> Evaluation:
         if not compiled:
-            arguments = (state, split.data, split.blank(size // strategy.process["process_count"]))
-            compiled.append(strategy.compile(evaluate_batch, arguments, split=(2,)))
+            inputs = loader.masked_inputs(len(indices[0].indices))
+            compiled.append(strategy.compile(evaluate_batch, (state, loader.resident, inputs), sharded=(2,)))
         (program,), totals = compiled, None
-        with contextlib.closing(split.batches(iter(requests))) as batches:
-            for _ in requests:
-                metrics = program(state, split.data, batches.next())
+        with contextlib.closing(loader.batches(iter(indices))) as batches:
+            for _ in indices:
+                metrics = program(state, loader.resident, batches.next().inputs)
                 totals = metrics if totals is None else add(totals, metrics)
             batches.check()
-        totals = jax.device_get(totals)
-        count, left_out = int(totals["count"]), split.count_bad()
-        if count + left_out != len(split):
-            raise RuntimeError(f"evaluated {count} of {len(split)} examples, {left_out} of which cannot be read")
-        if not count:
-            raise UserError(f"no picture of split {split.source.split!r} of {split.source.name} can be read")
-        return Evaluation(
-            count=count,
-            left_out=left_out,
-            loss=float(totals["loss"]) / count,
-            accuracy=int(totals["correct"]) / count,
-            accuracy_top5=int(totals["correct_top5"]) / count,
-            confusion=totals.get("confusion"),
-        )
+        return _evaluation(jax.device_get(totals), loader)
 
     return evaluate
+
+
+def _evaluation(totals: Any, loader: Loader) -> Evaluation:
+    """Returns the evaluation, given sums of the metrics over a split."""
+    count, left_out, source = int(totals["count"]), loader.count_bad(), loader.dataset.source
+    if count + left_out != len(source):
+        raise RuntimeError(f"evaluated {count} of {len(source)} examples, {left_out} of which cannot be read")
+    if not count:
+        raise UserError(f"no image of split {source.split!r} of {source.name} can be read")
+    return Evaluation(
+        count=count,
+        left_out=left_out,
+        loss=float(totals["loss"]) / count,
+        accuracy=int(totals["correct"]) / count,
+        accuracy_top5=int(totals["correct_top5"]) / count,
+        confusion=totals.get("confusion"),
+    )

@@ -1,4 +1,4 @@
-"""A configuration made concrete: its network, the shapes it works on, and what happens to the pixels."""
+"""The network with its preprocessing and augmentation, as training, evaluation and prediction use them."""
 
 import dataclasses
 import functools
@@ -10,43 +10,48 @@ import jax.numpy as jnp
 import optax
 
 from flaxcnn.config import AugmentConfig, TrainConfig, to_steps, validate
-from flaxcnn.data.mixing import mix, neighbours
+from flaxcnn.config.geometry import EvaluationGeometry
+from flaxcnn.data.augment.mixup import mix, neighbours
 from flaxcnn.data.preprocess import evaluation_inputs, training_input
 from flaxcnn.errors import UserError
-from flaxcnn.inference.prediction import Views
+from flaxcnn.inference.views import Views
 from flaxcnn.models import create_model, model_info
-from flaxcnn.models.layers import Network
+from flaxcnn.models.network import Network
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
-from flaxcnn.training.state import Carry, TrainState, create_state
+from flaxcnn.training.state import LoopState, TrainState, create_state
 from flaxcnn.training.step import Mix, Preprocess
+
+Shape = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What training, evaluation and prediction have in common.
+    """The network, preprocessing and augmentation that a configuration describes, for a given dataset.
 
     Attributes:
-      config: the configuration it was made from, valid.
+      config: validated configuration.
       model: the network.
-      class_names: of the data set, in the order of the labels.
-      image_shape: (height, width, channels) of the images as they reach the device in evaluation.
-      input_shape: (height, width, channels) that the network is fed in training.
-      preprocess: `preprocess(images, key=key, visits=visits)`, from uint8 to the network's input in training.
-      views: `views(images)`, from uint8 to the network's inputs in evaluation.
-      mix: `mix(key, images, targets, mask)`, or None where images are not mixed.
+      class_names: names of the dataset's classes, in the order of the labels.
+      image_shape: (height, width, channels) of the decoded images in evaluation.
+      input_shape: (height, width, channels) of the model input in training.
+      preprocess: `preprocess(images, key=key, sample_ids=sample_ids)`, which augments and normalizes uint8 images
+        in training; see `make_train_step`.
+      views: `views(images)`, which maps uint8 images to a list of model inputs in evaluation: several with
+        test-time augmentation.
+      mix: `mix(key, images, targets, mask)`, which applies mixup or CutMix, or None; see `make_train_step`.
     """
 
     config: TrainConfig
     model: Network
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    input_shape: tuple[int, int, int]
+    image_shape: Shape
+    input_shape: Shape
     preprocess: Preprocess
     views: Views
     mix: Mix | None
 
     def schedule(self, steps_per_epoch: int) -> optax.Schedule:
-        """Returns the learning rate by step."""
+        """Returns the learning rate as a function of the step."""
         return make_schedule(
             self.config.schedule,
             self.config.optimizer.learning_rate,
@@ -55,11 +60,11 @@ class Experiment:
         )
 
     def optimizer(self, steps_per_epoch: int = 1) -> optax.GradientTransformation:
-        """Returns the optimizer; its state has the same structure whatever the steps of an epoch."""
+        """Returns the optax optimizer; the structure of its state does not depend on `steps_per_epoch`."""
         return make_optimizer(self.config.optimizer, self.schedule(steps_per_epoch), self.config.schedule)
 
     def create_state(self, optimizer: optax.GradientTransformation) -> TrainState:
-        """Returns the state before the first step."""
+        """Returns the train state before the first step."""
         return create_state(
             self.model,
             optimizer,
@@ -69,14 +74,52 @@ class Experiment:
             loss_scale=self.config.model.dtype == "float16",
         )
 
-    def create_carry(self, optimizer: optax.GradientTransformation) -> Carry:
-        """Returns what the loop starts from."""
+    def create_loop_state(self, optimizer: optax.GradientTransformation) -> LoopState:
+        """Returns the loop state before the first step."""
         double = self.config.model.dtype == "float64"
-        return Carry.start(self.create_state(optimizer), jnp.float64 if double else jnp.float32)
+        return LoopState.start(self.create_state(optimizer), jnp.float64 if double else jnp.float32)
+
+
+def make_experiment(config: TrainConfig, class_names: tuple[str, ...], image_shape: Shape) -> Experiment:
+    """Validates a configuration, and builds its network, preprocessing and augmentation for a dataset.
+
+    Args:
+      config: the configuration.
+      class_names: names of the dataset's classes, in the order of the labels.
+      image_shape: (height, width, channels) of the decoded images in evaluation.
+
+    Raises:
+      UserError: the configuration is invalid, or does not fit the dataset.
+    """
+    check_config(config)
+    _check_dataset(config, len(class_names), image_shape)
+    height, width, channels = image_shape
+    if config.data.image_size is not None:
+        height = width = config.data.image_size
+    input_shape = (height, width, channels)
+    model = _build(config, len(class_names))
+    if min(height, width) < model.minimum_size:
+        raise UserError(
+            f"{config.model.name} takes images of at least {model.minimum_size}x{model.minimum_size} pixels, and "
+            f"those of {config.data.name} are {height}x{width}; set data.image_size to {model.minimum_size} or more"
+        )
+    dtype = jnp.dtype(config.model.dtype)
+    views = functools.partial(evaluation_inputs, config.data, config.evaluation, dtype=dtype)
+    _check_views(config.model.name, model, input_shape, views, image_shape)
+    return Experiment(
+        config=config,
+        model=model,
+        class_names=tuple(class_names),
+        image_shape=image_shape,
+        input_shape=input_shape,
+        preprocess=functools.partial(training_input, config.data, config.augment, dtype=dtype),
+        views=views,
+        mix=_mix(config.augment),
+    )
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raises `UserError` for whatever is wrong with a configuration and shows without its data."""
+    """Checks a configuration without its dataset. Raises `UserError` for the first invalid value."""
     validate(config)
     if config.model.dtype == "float64" and jnp.result_type(float) != jnp.float64:
         raise UserError("model.dtype is 'float64', which JAX computes only with JAX_ENABLE_X64=1 set")
@@ -89,21 +132,13 @@ def check_config(config: TrainConfig) -> None:
             raise UserError(f"{path} is {size}; {name} takes images of at least {minimum}x{minimum} pixels")
 
 
-def make_experiment(
-    config: TrainConfig, class_names: tuple[str, ...], image_shape: tuple[int, int, int]
-) -> Experiment:
-    """Builds what a configuration describes, on images of a given shape and classes.
-
-    Raises:
-      UserError: the configuration cannot work, or not on this data.
-    """
-    check_config(config)
-    data, evaluation, name = config.data, config.evaluation, config.model.name
-    height, width, channels = image_shape
-    classes = config.model.num_classes or len(class_names)
-    if classes != len(class_names):
+def _check_dataset(config: TrainConfig, num_classes: int, image_shape: Shape) -> None:
+    """Raises `UserError` if a configuration does not fit the classes or the images of its dataset."""
+    data, (height, width, channels) = config.data, image_shape
+    if config.model.num_classes not in (None, num_classes):
         raise UserError(
-            f"model.num_classes is {classes}, but {data.name} has {len(class_names)} classes; leave it unset"
+            f"model.num_classes is {config.model.num_classes}, but {data.name} has {num_classes} classes; leave it "
+            f"unset"
         )
     for field in ("mean", "std"):
         given, fitting = len(getattr(data, field)), sorted({1, channels})
@@ -112,43 +147,21 @@ def make_experiment(
                 f"data.{field} has {given} values, and the images of {data.name} {channels} channels; "
                 f"write {' or '.join(map(str, fitting))}"
             )
-    sizes = (data.image_size, evaluation.image_size, evaluation.shorter_side, *evaluation.scales)
-    smallest = min(filter(None, sizes), default=None)
+    geometry = EvaluationGeometry.of(data, config.evaluation)
+    smallest = geometry.smallest
     if data.resize == "pad" and smallest is not None and smallest < max(height, width):
         raise UserError(
             f"data.resize is 'pad', but images of {height}x{width} do not fit into {smallest}x{smallest}; write "
             f"'bilinear', or a larger size"
         )
-    if data.image_size is not None:
-        height = width = data.image_size
-    if evaluation.views == "ten_crop" and (evaluation.image_size or data.image_size) is None:
+    if config.evaluation.views == "ten_crop" and geometry.crop_size is None:
         raise UserError("evaluation.views is 'ten_crop', which needs a size; set data.image_size")
     if config.augment.lighting and channels != 3:
-        raise UserError(f"augment.lighting is for colour, and the images of {data.name} are grey")
-    model = _build(config, classes)
-    minimum = model.minimum_size
-    if min(height, width) < minimum:
-        raise UserError(
-            f"{name} takes images of at least {minimum}x{minimum} pixels, and those of {data.name} are "
-            f"{height}x{width}; set data.image_size to {minimum} or more"
-        )
-    dtype = jnp.dtype(config.model.dtype)
-    views = functools.partial(evaluation_inputs, data, evaluation, dtype=dtype)
-    _check_views(name, model, (height, width, channels), views, image_shape)
-    return Experiment(
-        config=config,
-        model=model,
-        class_names=tuple(class_names),
-        image_shape=image_shape,
-        input_shape=(height, width, channels),
-        preprocess=functools.partial(training_input, data, config.augment, dtype=dtype),
-        views=views,
-        mix=_mix(config.augment),
-    )
+        raise UserError(f"augment.lighting is for color, and the images of {data.name} are gray")
 
 
 def _check_views(name: str, model: nn.Module, input_shape, views: Views, image_shape) -> None:
-    """Raises `UserError` if the network, made for the size of training, cannot take the views of evaluation."""
+    """Raises `UserError` if the network, initialized for the training size, does not fit inputs of evaluation."""
     shapes = {view.shape for view in jax.eval_shape(views, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8))}
     others = shapes - {(1, *input_shape)}
     if not others:

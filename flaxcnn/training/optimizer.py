@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the classical recipes have it, and its schedules, from optax's parts."""
+"""SGD with momentum and coupled weight decay, and learning-rate schedules, built from optax."""
 
 import functools
 from typing import Any, cast
@@ -17,17 +17,24 @@ from flaxcnn.config import OptimizerConfig, ScheduleConfig, to_steps
 def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step, counted from 0.
 
-    With W steps of warm-up, T steps in all, and t = (step - W) / (T - W):
+    With W warm-up steps, T steps in total, and t = (step - W) / (T - W), the learning rate is:
 
       warm-up (step < W): peak (w + (1 - w) step / W), with w = warmup_factor
       constant: peak
       step: peak * factor^floor(step / every)
-      multi_step: peak * factor^(milestones that step has reached)
+      multi_step: peak * factor^(number of milestones reached)
       cosine: peak (f + (1 - f) (1 + cos(pi t)) / 2), with f = final_factor
       polynomial: peak (f + (1 - f) (1 - t)^power)
-      plateau: peak; `make_optimizer` has what follows
+      plateau: peak; `make_optimizer` multiplies it by a factor that `observe` lowers
 
-    Milestones and falls count from the start of the run, not from the end of the warm-up.
+    The other names are fields of `config`. Durations in `every` and `milestones` count from the start of the run,
+    not from the end of the warm-up.
+
+    Args:
+      config: name and parameters of the schedule.
+      peak: peak learning rate.
+      total_steps: number of steps in the whole run.
+      steps_per_epoch: number of steps per epoch, to convert durations in epochs.
     """
     warmup = min(to_steps(config.warmup, steps_per_epoch), total_steps)
     decay_steps = max(total_steps - warmup, 1)
@@ -37,19 +44,19 @@ def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, step
     elif config.name == "step":
         every = max(to_steps(config.every, steps_per_epoch), 1)
 
-        def falling(step: Any) -> jax.Array:
+        def dropping(step: Any) -> jax.Array:
             return peak * config.factor ** ((step + warmup) // every).astype(jnp.float32)
 
-        schedule = falling
+        schedule = dropping
 
     elif config.name == "multi_step":
         milestones = [to_steps(duration, steps_per_epoch) for duration in config.milestones]
 
-        def falling_at_milestones(step: Any) -> Any:
+        def dropping_at_milestones(step: Any) -> Any:
             reached = sum((step + warmup >= milestone).astype(jnp.float32) for milestone in milestones)
             return peak * config.factor**reached
 
-        schedule = falling_at_milestones
+        schedule = dropping_at_milestones
 
     elif config.name == "cosine":
         schedule = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_factor)
@@ -57,8 +64,8 @@ def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, step
         schedule = optax.polynomial_schedule(peak, peak * config.final_factor, config.power, decay_steps)
     if not warmup:
         return lambda step: schedule(jnp.asarray(step))
-    rise = optax.linear_schedule(peak * config.warmup_factor, peak, warmup)
-    return lambda step: optax.join_schedules([rise, schedule], [warmup])(jnp.asarray(step))
+    ramp = optax.linear_schedule(peak * config.warmup_factor, peak, warmup)
+    return lambda step: optax.join_schedules([ramp, schedule], [warmup])(jnp.asarray(step))
 
 
 def make_optimizer(
@@ -66,18 +73,19 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns SGD with momentum m and coupled weight decay d, at learning rate r:
 
-        g = clip(gradient) + d * parameter          (d differs for weights, biases and normalisation)
+        g = clip(gradient) + d * parameter          (d differs for kernels, biases and norms)
         velocity = m * velocity + g
         parameter -= r * velocity                   (Nesterov: r * (m * velocity + g))
 
-    This is torch's SGD and that of the papers from VGG on. Sutskever et al., "On the importance of initialization
-    and momentum in deep learning", 2013, has the learning rate inside the velocity instead; the two differ when
-    the rate changes.
+    This is the SGD of torch, and of the papers since VGG. Sutskever et al., "On the importance of initialization
+    and momentum in deep learning", 2013, multiply by the learning rate inside the velocity instead. The two differ
+    when the learning rate changes.
 
     Args:
-      config: of the optimizer.
-      schedule: the learning rate by step.
-      plateau: if its name is "plateau", r is also multiplied by a factor that `observe` lowers.
+      config: momentum, weight decays and gradient clipping.
+      schedule: learning rate as a function of the step.
+      plateau: configuration of the schedule. If its name is "plateau", r is also multiplied by a factor in the
+        optimizer state, which `observe` lowers.
     """
     steps = []
     if config.clip_norm is not None:
@@ -97,12 +105,12 @@ def make_optimizer(
 
 
 def _is_of_kind(kinds: set[str], params: Any) -> Any:
-    """Returns, for each leaf, whether it is one of "weight", "bias" and "norm"."""
+    """Returns a mask that is True for the parameters whose kind ("weight", "bias" or "norm") is in `kinds`."""
     flat = traverse_util.flatten_dict(params)
 
     def kind(path: tuple[str, ...]) -> str:
-        # Kernels have two dimensions or more; biases and the scales and offsets of norms have one. What another
-        # transformation hides from the optimizer (`transfer.freeze`) has none.
+        # Kernels have two or more axes; biases, and the scales and biases of norms, have one. Parameters that a
+        # mask hides (`finetune.freeze`) are replaced by nodes without `ndim`.
         if getattr(flat[path], "ndim", 0) > 1:
             return "weight"
         return "norm" if (*path[:-1], "scale") in flat else "bias"
@@ -111,7 +119,7 @@ def _is_of_kind(kinds: set[str], params: Any) -> Any:
 
 
 def _plateau(config: ScheduleConfig) -> optax.GradientTransformationExtraArgs:
-    # Any better accuracy is one: the tolerance is below that of a single example in float32.
+    # Any increase of the accuracy counts: the tolerance is below the change by one example in float32.
     return optax.contrib.reduce_on_plateau(factor=config.factor, patience=config.patience, rtol=0.0, atol=1e-7)
 
 
@@ -121,7 +129,7 @@ def _scale_by_plateau(updates: Any, state: Any, params: Any = None) -> tuple[Any
 
 
 def learning_rate(schedule: optax.Schedule, opt_state: optax.OptState) -> float:
-    """Returns the learning rate of the last step that was taken and not skipped."""
+    """Returns the learning rate of the last step that was not skipped, given the optimizer state after it."""
 
     def is_state(node: Any) -> bool:
         return isinstance(node, (optax.ScaleByScheduleState, PlateauState))
@@ -134,7 +142,14 @@ def learning_rate(schedule: optax.Schedule, opt_state: optax.OptState) -> float:
 
 
 def observe(config: ScheduleConfig, opt_state: optax.OptState, accuracy: float) -> optax.OptState:
-    """Returns the state of the optimizer after an evaluation; only the schedule "plateau" takes note of it."""
+    """Updates the optimizer state after an evaluation, for the schedule "plateau"; others leave it unchanged.
+
+    Args:
+      config: configuration of the schedule.
+      opt_state: optimizer state of `make_optimizer`.
+      accuracy: test accuracy. After `config.patience` evaluations without an increase, the learning rate is
+        multiplied by `config.factor`.
+    """
     if config.name != "plateau":
         return opt_state
     *others, state = cast(tuple, opt_state)

@@ -1,4 +1,4 @@
-"""What is due when in a run, and which examples each of its steps sees."""
+"""The plan of a run: after which steps to log, evaluate and save, and which examples each step uses."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,18 +6,25 @@ from collections.abc import Iterator
 import numpy as np
 
 from flaxcnn.config import TrainConfig, to_steps
-from flaxcnn.data.sampler import training_batch
-from flaxcnn.data.stream import Request
+from flaxcnn.data.loading.sampler import BatchIndices, training_indices
 from flaxcnn.errors import UserError
-from flaxcnn.training.parallel import Strategy
+from flaxcnn.parallel.strategy import Strategy
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is due when, in steps counted from 1, and which examples a step of this process sees.
+    """The plan of a run: when to log, evaluate and save, and which examples this process loads for each step.
+
+    Steps are counted from 1.
+
+    Attributes:
+      config: the configuration.
+      num_examples: number of examples in the training split.
+      strategy: placement on the devices.
 
     Raises:
-      UserError: an epoch has no whole batch, or the devices cannot share one evenly.
+      UserError: an epoch has no whole batch, the batch size is not divisible by the number of devices or
+        micro-batches, or a setting exceeds the length of the run.
     """
 
     config: TrainConfig
@@ -36,63 +43,90 @@ class Plan:
         if batch_size % devices:
             less = batch_size // devices * devices
             sizes = " or ".join(str(size) for size in (less, less + devices) if size)
-            raise UserError(f"batch_size is {batch_size}, which {devices} devices cannot share; write {sizes}")
+            raise UserError(
+                f"batch_size is {batch_size}, which {devices} devices cannot divide evenly; write {sizes}"
+            )
         if (profile := self.config.logging.profile) and profile[1] > self.total:
             raise UserError(f"logging.profile is {profile}, and the run ends with step {self.total:,}")
-        parts = self.config.parallel.micro_batches or 1
-        if self.share % parts:
+        micro_batches = self.config.parallel.micro_batches or 1
+        if self.per_device_batch % micro_batches:
             raise UserError(
-                f"parallel.micro_batches is {parts}, into which the {self.share} images of a device cannot be cut; "
-                f"write a divisor of {self.share}"
+                f"parallel.micro_batches is {micro_batches}, which does not divide the {self.per_device_batch} "
+                f"images of a device; write a divisor of {self.per_device_batch}"
             )
-        augment = self.config.augment
-        if (augment.mixup or augment.cutmix) and self.share // parts % 2:
+        augment, images = self.config.augment, self.per_device_batch // micro_batches
+        if (augment.mixup or augment.cutmix) and images % 2:
             raise UserError(
-                f"augment.mixup and augment.cutmix mix pairs of images, and {self.share // parts} are taken at a "
-                f"time; write a batch_size that gives an even number"
+                f"augment.mixup and augment.cutmix mix pairs of images, and a micro-batch has {images}; write a "
+                f"batch_size that gives an even number"
             )
 
     @property
-    def share(self) -> int:
-        """Examples a step on each device."""
+    def per_device_batch(self) -> int:
+        """Number of examples per step and device."""
         return self.config.batch_size // self.strategy.num_devices
 
     @property
     def per_epoch(self) -> int:
-        """Steps of an epoch."""
+        """Number of steps per epoch."""
         return self.num_examples // self.config.batch_size
 
     @property
     def total(self) -> int:
-        """Steps of the run."""
+        """Number of steps in the whole run."""
         return max(to_steps(self.config.duration, self.per_epoch), 1)
 
     def ends_epoch(self, step: int) -> bool:
-        """Returns whether the step is the last of an epoch, or of the run."""
+        """Returns whether a step is the last of an epoch or of the run."""
         return self._due(step, "1 epoch")
 
     def logs(self, step: int) -> bool:
-        """Returns whether a training record is due."""
+        """Returns whether training metrics are logged after a step."""
         return self._due(step, self.config.logging.every) or self.ends_epoch(step)
 
     def evaluates(self, step: int) -> bool:
-        """Returns whether an evaluation is due."""
+        """Returns whether the network is evaluated after a step."""
         return self._due(step, self.config.evaluation.every)
 
-    def observes(self, step: int) -> bool:
-        """Returns whether a schedule takes note of an evaluation: as if the run were without an end."""
+    def feeds_schedule(self, step: int) -> bool:
+        """Returns whether the "plateau" schedule uses the evaluation after a step.
+
+        It does not use an evaluation that is due only because the run ends, so that a run can be extended.
+        """
         return step % max(to_steps(self.config.evaluation.every, self.per_epoch), 1) == 0
 
     def steps_of_epoch(self, step: int) -> int:
-        """Returns how many steps of its epoch are taken after this one."""
+        """Returns the number of steps taken in the current epoch, up to and including a step."""
         return (step - 1) % self.per_epoch + 1
 
     def saves(self, step: int) -> bool:
-        """Returns whether a checkpoint is due."""
+        """Returns whether a checkpoint is saved after a step."""
         return self._due(step, self.config.checkpoint.every)
 
-    def count_to_next(self, step: int, most: int) -> int:
-        """Returns how many steps, `most` at the most, may follow a step before the host has something to do."""
+    def batch_indices(self, first: int, steps_per_call: int = 1) -> Iterator[BatchIndices]:
+        """Yields indices of the examples that this process loads, from step `first` to the end of the run.
+
+        Args:
+          first: first step, counted from 1.
+          steps_per_call: maximum number of steps in one call of the compiled steps. If it is above 1, the arrays
+            have a second axis of this length, with one step per column; the first `count` steps are taken.
+        """
+        sizes = {"batch_size": self.config.batch_size, "num_examples": self.num_examples}
+        step = first - 1
+        while step < self.total:
+            count = self._steps_until_due(step, steps_per_call)
+            epoch, start = divmod(step, self.per_epoch)
+            batches = [
+                training_indices(self.config.seed, epoch, number, **sizes, **self.strategy.process)
+                for number in range(start, start + count)
+            ]
+            batches += batches[-1:] * (steps_per_call - count)  # the compiled program has fixed shapes
+            indices = np.stack(batches, axis=1) if steps_per_call > 1 else batches[0]
+            yield BatchIndices(epoch, indices, np.ones(indices.shape, np.float32), count)
+            step += count
+
+    def _steps_until_due(self, step: int, most: int) -> int:
+        """Returns how many steps, up to `most`, can follow a step before the host must log, evaluate or save."""
         profile = self.config.logging.profile
         pauses = {profile[0] - 1, profile[1]} if profile else ()
         for count in range(1, most):
@@ -100,28 +134,6 @@ class Plan:
             if self.logs(after) or self.evaluates(after) or self.saves(after) or after in pauses:
                 return count
         return most
-
-    def requests(self, first: int, at_once: int = 1) -> Iterator[Request]:
-        """Yields what this process wants for each step from the first on, to the end of the run.
-
-        Args:
-          first: step, counted from 1.
-          at_once: how many steps a request is for, at the most. With more than one, its arrays have a second axis
-            of steps, of which those that `count_to_next` counts are to be taken, all of one epoch.
-        """
-        sizes = {"batch_size": self.config.batch_size, "num_examples": self.num_examples}
-        step = first - 1
-        while step < self.total:
-            count = self.count_to_next(step, at_once)
-            epoch, start = divmod(step, self.per_epoch)
-            batches = [
-                training_batch(self.config.seed, epoch, number, **sizes, **self.strategy.process)
-                for number in range(start, start + count)
-            ]
-            batches += batches[-1:] * (at_once - count)  # a program takes arrays of one shape
-            examples = np.stack(batches, axis=1) if at_once > 1 else batches[0]
-            yield Request(epoch, examples, np.ones(examples.shape, np.float32))
-            step += count
 
     def _due(self, step: int, every: str) -> bool:
         return step % max(to_steps(every, self.per_epoch), 1) == 0 or step == self.total

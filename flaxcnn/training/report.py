@@ -1,4 +1,4 @@
-"""The end of a run: the numbers on the screen, results.json, and the figures."""
+"""Results at the end of a run: printed to the console, written to results.json, and drawn as figures."""
 
 import contextlib
 import warnings
@@ -9,16 +9,42 @@ from typing import Any
 import numpy as np
 import rich.console
 
-from flaxcnn.data.sources import FOLDER
+from flaxcnn.data.sources.folder import FOLDER
 from flaxcnn.errors import first_line, printable
 from flaxcnn.paths import local_path
+from flaxcnn.runs.recorder import read_metrics, say
+from flaxcnn.runs.workdir import write_json
 from flaxcnn.training.evaluation import Evaluation, class_accuracy
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.logging import read_metrics, say
-from flaxcnn.training.workdir import write_json
 
-# Beyond so many classes a table of all of them hides more than it shows.
+# With more classes than this, only the classes with the lowest accuracy are printed.
 TABLE_CLASSES = 20
+
+
+def report_results(
+    console: rich.console.Console,
+    workdir: Path,
+    experiment: Experiment,
+    evaluations: Mapping[str, Evaluation],
+    *,
+    step: int,
+) -> None:
+    """Writes, prints and draws the evaluations at the end of a run.
+
+    Args:
+      console: console to print to.
+      workdir: folder of the run, in which files are written.
+      experiment: configuration and class names.
+      evaluations: evaluations on the test split: "test" of the parameters, and "averaged" of the averaged
+        parameters, if kept.
+      step: number of steps taken before the evaluation.
+    """
+    write_results(workdir, experiment, evaluations, step=step)
+    for kind, evaluation in evaluations.items():
+        what = "averaged parameters " if kind == "averaged" else ""
+        checkpoint, split = f"{what}after step {step:,}", experiment.config.data.test_split
+        print_evaluation(console, experiment, evaluation, split=split, checkpoint=checkpoint)
+    draw_results(console, workdir, experiment, evaluations["test"])
 
 
 def print_evaluation(
@@ -29,7 +55,15 @@ def print_evaluation(
     split: str,
     checkpoint: str,
 ) -> None:
-    """Prints the accuracy on a split, that of each class, and the confusion matrix."""
+    """Prints the accuracy on a split, the accuracy of each class, and the confusion matrix if it fits.
+
+    Args:
+      console: console to print to.
+      experiment: class names.
+      evaluation: evaluation to print.
+      split: name of the split.
+      checkpoint: description of the evaluated parameters, such as "after step 100".
+    """
     names = tuple(map(printable, experiment.class_names))
     correct = round(evaluation.accuracy * evaluation.count)
     missing = f", {evaluation.left_out:,} left out" if evaluation.left_out else ""
@@ -50,14 +84,7 @@ def print_evaluation(
 def write_results(
     workdir: Path, experiment: Experiment, evaluations: Mapping[str, Evaluation], *, step: int
 ) -> None:
-    """Writes `results.json`.
-
-    Args:
-      workdir: where to.
-      experiment: that was run.
-      evaluations: "test", and "averaged" if there are averaged parameters.
-      step: after which they were made.
-    """
+    """Writes the evaluations to `results.json`; arguments are those of `report_results`."""
     evaluation = evaluations["test"]
     results: dict[str, Any] = {"step": step, experiment.config.data.test_split: evaluation.scalars}
     if averaged := evaluations.get("averaged"):
@@ -74,13 +101,13 @@ def write_results(
 def draw_results(
     console: rich.console.Console, workdir: Path, experiment: Experiment, evaluation: Evaluation
 ) -> None:
-    """Draws `learning_curves.png` and `confusion_matrix.png`; what cannot be drawn is a line of warning."""
+    """Draws `learning_curves.png` and `confusion_matrix.png`; if this fails, prints a warning of one line."""
     name = experiment.config.data.name
-    if name.startswith(FOLDER):  # by its last part, because there is no room for all
+    if name.startswith(FOLDER):  # the title has room only for the last part of the path
         name = local_path(name.removeprefix(FOLDER)).absolute().name
     title = f"{experiment.config.model.name} on {name}"
     with _drawing(console, workdir / "learning_curves.png") as path:
-        from flaxcnn.inspect import plots  # brings in matplotlib, which training can do without until here
+        from flaxcnn.inspect import plots  # imports matplotlib, which only the figures need
 
         plots.plot_learning_curves(read_metrics(workdir), path, title=title)
     if evaluation.confusion is None:
@@ -98,11 +125,11 @@ def draw_results(
 
 @contextlib.contextmanager
 def _drawing(console: rich.console.Console, path: Path) -> Iterator[Path]:
-    """Has whatever goes wrong with a figure be one line: the run is complete without it."""
+    """Context manager that prints any error of drawing a figure as a warning of one line, and suppresses it."""
     with warnings.catch_warnings(record=True) as caught:
         try:
             yield path
-        except Exception as error:  # matplotlib may be missing, or broken, or meet text that it cannot draw
+        except Exception as error:  # matplotlib may be missing or broken, or unable to draw a text
             say(console, f"warning: {path.name} could not be drawn: {first_line(error)}")
             return
     if remarks := [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]:
@@ -110,7 +137,7 @@ def _drawing(console: rich.console.Console, path: Path) -> Iterator[Path]:
 
 
 def _class_lines(confusion: np.ndarray, names: tuple[str, ...], width: int) -> list[str]:
-    """Each class and its accuracy, and beside it the row of the confusion matrix if that fits."""
+    """Returns a line for each class with its accuracy and, if it fits, its row of the confusion matrix."""
     label_width = max(len(name) for name in names) + 4
     cell = max(len(str(confusion.max())), len(str(len(names)))) + 1
     fits = label_width + 10 + cell * len(names) <= width
@@ -125,7 +152,7 @@ def _class_lines(confusion: np.ndarray, names: tuple[str, ...], width: int) -> l
 
 
 def _worst_classes(confusion: np.ndarray, names: tuple[str, ...]) -> list[str]:
-    """The classes with the lowest accuracy, and what each was mostly taken for."""
+    """Returns a line for each class of lowest accuracy, with the class that it was most often mistaken for."""
     accuracy = class_accuracy(confusion)
     wrong = confusion * (1 - np.eye(len(names), dtype=int))
     lines = [f"the {TABLE_CLASSES} worst classes:"]

@@ -1,4 +1,4 @@
-"""Everything that a run carries from step to step."""
+"""The training state: `TrainState`, which a step updates, and `LoopState`, which a checkpoint stores."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ Array = jax.Array
 
 
 class LossScale(struct.PyTreeNode):
-    """The factor on the loss in float16, whose gradients would vanish below 6e-8 and overflow above 65,504.
+    """Dynamic loss scale for float16, whose gradients underflow below 6e-8 and overflow above 65,504.
 
-    Micikevicius et al., "Mixed Precision Training", 2018, section 3.2; doubled and halved as there.
+    Micikevicius et al., "Mixed Precision Training", 2018, section 3.2.
 
     Attributes:
-      scale: () float32, the factor.
-      good_steps: () int32, steps in a row with finite gradients since the factor changed.
+      scale: () float32, factor by which the loss is multiplied.
+      good_steps: () int32, number of steps with finite gradients since the scale last changed.
     """
 
     scale: Array
@@ -27,13 +27,16 @@ class LossScale(struct.PyTreeNode):
 
     @classmethod
     def start(cls) -> "LossScale":
-        """Returns the scale of the first step: high, because each overflow costs one step only."""
+        """Returns the initial scale, 2**15. It is high, because an overflow costs only one step."""
         return cls(scale=jnp.asarray(2.0**15, jnp.float32), good_steps=jnp.zeros((), jnp.int32))
 
     def adjust(self, finite: Array, *, growth_interval: int = 2000) -> "LossScale":
-        """Returns the next scale: half of it after a step that was not finite, twice after so many that were.
+        """Returns the loss scale for the next step, between 1 and 2**24.
 
-        It stays between 1 and 2**24.
+        Args:
+          finite: () bool, whether the loss, gradients and statistics of the step were finite. If not, the scale is
+            halved.
+          growth_interval: number of consecutive finite steps after which the scale is doubled.
         """
         good_steps = jnp.where(finite, self.good_steps + 1, 0)
         grows = good_steps >= growth_interval
@@ -43,16 +46,17 @@ class LossScale(struct.PyTreeNode):
 
 
 class TrainState(struct.PyTreeNode):
-    """The state of a run, a pytree of arrays; the model and the optimizer are arguments of the step instead.
+    """The arrays that a training step updates, as a pytree; it does not contain the model and the optimizer.
 
     Attributes:
-      step: () int32, steps taken, those that were skipped included.
+      step: () int32, number of steps taken, including skipped steps.
       params: trainable parameters.
-      batch_stats: running statistics of BatchNorm; an empty dict without it.
-      opt_state: of optax.
-      ema: {"params", "batch_stats"}, their exponential moving averages, or None.
-      loss_scale: a `LossScale` in float16 training, or None.
-      rng: key from which each step derives its own.
+      batch_stats: running statistics of BatchNorm; an empty dict for networks without BatchNorm.
+      opt_state: state of the optax optimizer.
+      ema: exponential moving averages of parameters and running statistics, {"params": ..., "batch_stats": ...}, or
+        None.
+      loss_scale: `LossScale` for float16, otherwise None.
+      rng: PRNG key from which the keys of all steps are derived.
     """
 
     step: Array
@@ -65,11 +69,11 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """Variables for `model.apply`: {"params": ..., "batch_stats": ...}."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def averaged(self) -> "TrainState":
-        """Returns the state with the averaged parameters and statistics in the place of the live ones."""
+        """Returns the state with parameters and running statistics replaced by their moving averages."""
         return self.replace(**self.ema)
 
 
@@ -92,18 +96,18 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-# `flax.serialization` holds arrays of numbers alone, so keys go through it as their numbers.
+# `flax.serialization` supports only arrays of numbers, so PRNG keys are converted to their data.
 serialization.register_serialization_state(TrainState, _to_state_dict, _from_state_dict, override=True)
 
 
-class Carry(struct.PyTreeNode):
-    """What the loop hands from step to step, and a checkpoint holds.
+class LoopState(struct.PyTreeNode):
+    """Train state and sums of metrics, which the loop passes from step to step and a checkpoint stores.
 
     Attributes:
-      state: of the training.
-      interval: sums of the metrics since the last training record.
-      epoch: sums of the metrics since the last end of an epoch.
-      skipped_in_a_row: () int32, steps skipped since the last one that was not.
+      state: the train state.
+      interval: sums of the metrics since training metrics were last logged.
+      epoch: sums of the metrics since the start of the epoch.
+      skipped_in_a_row: () int32, number of consecutive skipped steps up to the current step.
     """
 
     state: TrainState
@@ -112,18 +116,27 @@ class Carry(struct.PyTreeNode):
     skipped_in_a_row: Array
 
     @classmethod
-    def start(cls, state: TrainState, loss_dtype: Any = jnp.float32) -> "Carry":
-        """Returns the carry of a state of which nothing has been summed yet."""
+    def start(cls, state: TrainState, loss_dtype: Any = jnp.float32) -> "LoopState":
+        """Returns the loop state with a given train state and all sums 0."""
 
-        def nothing():
+        def zeros():
             counts = {name: jnp.zeros((), jnp.int32) for name in ("correct", "count", "skipped")}
             return {"loss": jnp.zeros((), loss_dtype)} | counts
 
-        return cls(state, interval=nothing(), epoch=nothing(), skipped_in_a_row=jnp.zeros((), jnp.int32))
+        return cls(state, interval=zeros(), epoch=zeros(), skipped_in_a_row=jnp.zeros((), jnp.int32))
+
+    def advance(self, state: TrainState, metrics: dict[str, Array]) -> "LoopState":
+        """Returns the loop state after a step, given the new train state and the metrics of the step."""
+        return LoopState(
+            state,
+            interval=jax.tree.map(jnp.add, self.interval, metrics),
+            epoch=jax.tree.map(jnp.add, self.epoch, metrics),
+            skipped_in_a_row=(self.skipped_in_a_row + metrics["skipped"]) * metrics["skipped"],
+        )
 
 
 def zeros_like(sums: dict[str, Array]) -> dict[str, np.ndarray]:
-    """Returns the sums of no training metrics, on the host, with the dtypes of others."""
+    """Returns NumPy scalars 0 with the names and dtypes of the given sums."""
     return {name: np.zeros((), leaf.dtype) for name, leaf in sums.items()}
 
 
@@ -136,15 +149,15 @@ def create_state(
     ema: bool = False,
     loss_scale: bool = False,
 ) -> TrainState:
-    """Returns the state before the first step, a pure function of the seed.
+    """Returns the train state before the first step. It depends only on the arguments.
 
     Args:
-      model: to train.
-      optimizer: whose state it holds.
-      seed: of the parameters and of all later randomness.
-      input_shape: (height, width, channels) that the network will be fed.
-      ema: whether averages are kept.
-      loss_scale: whether the loss is scaled, as float16 needs.
+      model: the network.
+      optimizer: optax optimizer.
+      seed: seed of the initial parameters and of dropout, augmentation and mixing in later steps.
+      input_shape: (height, width, channels) of the model input.
+      ema: whether to keep moving averages of parameters and running statistics.
+      loss_scale: whether to scale the loss dynamically, as float16 requires.
     """
 
     @jax.jit

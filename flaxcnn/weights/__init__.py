@@ -1,4 +1,4 @@
-"""Weights in files: reading, downloading, converting."""
+"""Reading, downloading and converting weight files."""
 
 from flaxcnn.weights.convert import from_torch, to_torch
 from flaxcnn.weights.files import read_state_dict

@@ -1,4 +1,4 @@
-"""Weights between torchvision's state dicts and our variables, in plain NumPy, value for value."""
+"""Conversion between torchvision's state dicts and variables of this package; values do not change."""
 
 import dataclasses
 import functools
@@ -13,28 +13,30 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
-from flaxcnn.models.layers import Network
+from flaxcnn.models.network import Network
 from flaxcnn.models.published import PUBLISHED
 from flaxcnn.weights.torch_names import torch_names
 
 StateDict = dict[str, np.ndarray]
 Variables = dict[str, Any]
 
-# Our name of an array and torch's.
+# Names of arrays in this package, with their names in torch.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# Torch counts the batches that a BatchNorm saw; nothing uses the number at its default momentum.
+# In torch, BatchNorm counts batches. With a fixed momentum, which is the default, the count is not used.
 _COUNTER = "num_batches_tracked"
+# Maximum number of names in an error message.
 _LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """One array on both sides.
+    """One array, with the conversion between its layouts in this package and in torch.
 
     Attributes:
-      path: ours, from the collection down.
-      shape: ours.
-      map_size: of a dense kernel over a flattened map, that map's height and width.
+      path: path in the variables, starting with the collection.
+      shape: shape in the variables.
+      map_size: for the kernel of a dense layer whose input is a flattened feature map, the height and width of that
+        feature map; otherwise None.
     """
 
     path: tuple[str, ...]
@@ -42,7 +44,7 @@ class _Entry:
     map_size: int | None
 
     def to_torch(self, value: np.ndarray) -> np.ndarray:
-        if value.ndim == 4:  # height, width, in, out
+        if value.ndim == 4:  # (height, width, inputs, outputs)
             return value.transpose(3, 2, 0, 1)
         if self.map_size:
             size, inputs = self.map_size, value.shape[0]
@@ -68,13 +70,13 @@ class _Entry:
 
 
 def init_variables(model: Network, channels: int, key: jax.Array) -> Variables:
-    """Returns a network's variables at their start; none of those that torch has depends on the images' size."""
+    """Initializes a network's variables; for torchvision's networks, shapes do not depend on the image size."""
     size = max(model.minimum_size, 32)
     return dict(model.init(key, jnp.zeros((1, size, size, channels)), train=False))
 
 
 def _entries(model: Network, channels: int) -> dict[str, _Entry]:
-    """Returns every array of a network by torch's name."""
+    """Returns an entry for each array of a network, keyed by the name of the array in torch."""
     names = torch_names(model)
     variables = jax.eval_shape(functools.partial(init_variables, model, channels), jax.random.key(0))
     entries = {}
@@ -88,33 +90,36 @@ def _entries(model: Network, channels: int) -> dict[str, _Entry]:
 
 def _create(name: str, fields: Mapping[str, Any]) -> Network:
     if name not in PUBLISHED:
-        raise UserError(f"{name} is no network of torchvision; those are {', '.join(PUBLISHED)}")
+        raise UserError(f"torchvision has no network {name}; it has {', '.join(PUBLISHED)}")
     return create_model(name, **fields)
 
 
 def torch_shapes(name: str, *, channels: int = 3, **fields: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the names and shapes of torchvision's state dict, without the counters `num_batches_tracked`."""
+    """Returns names and shapes of the arrays in torchvision's state dict, except `num_batches_tracked`.
+
+    Arguments and errors are those of `from_torch`.
+    """
     return {key: entry.torch_shape for key, entry in _entries(_create(name, fields), channels).items()}
 
 
 def from_torch(name: str, state_dict: Mapping[str, Any], *, channels: int = 3, **fields: Any) -> Variables:
-    """Returns torchvision's weights as the variables of our network of the same name.
+    """Converts a state dict of a torchvision network to variables of the network with the same name here.
 
     Args:
-      name: of a network that torchvision has, such as "resnet50".
-      state_dict: what `model.state_dict()` returns there, as NumPy arrays, or anything that NumPy takes for one.
-        The keys of old DenseNet files (`norm.1`) are understood. The auxiliary heads of `googlenet` are converted
-        if any of them is there. `num_batches_tracked`, which changes nothing, is left out.
-      channels: of the images.
-      **fields: of `create_model`, where the shapes depend on them, such as `num_classes`.
+      name: name of a network that torchvision has, such as "resnet50".
+      state_dict: result of `model.state_dict()` in torch, with values that `numpy.asarray` can convert. Keys of old
+        DenseNet files (`norm.1`) are accepted. The auxiliary heads of `googlenet` are converted if any of their
+        keys is present. `num_batches_tracked`, which has no effect, is ignored.
+      channels: number of channels of the images.
+      **fields: fields of `create_model` that the shapes depend on, such as `num_classes`.
 
     Returns:
-      {"params": ..., "batch_stats": ...}, the latter where the network has running statistics: NumPy arrays with
-      the dtypes of the state dict.
+      {"params": ..., "batch_stats": ...}, the latter only if the network has running statistics. The leaves are
+      NumPy arrays with the dtypes of the state dict.
 
     Raises:
-      UserError: a network that torchvision does not have, or keys that are missing, unexpected or
-        misshaped, by name.
+      UserError: torchvision has no such network, or keys are missing or unexpected, or arrays have wrong shapes;
+        the message lists them.
     """
     state_dict = {_modern_key(key): value for key, value in state_dict.items()}
     if name == "googlenet" and any(key.startswith("aux") for key in state_dict):
@@ -123,24 +128,29 @@ def from_torch(name: str, state_dict: Mapping[str, Any], *, channels: int = 3, *
     counters = {f"{key.removesuffix('running_var')}{_COUNTER}" for key in entries if key.endswith("running_var")}
     arrays = {key: np.asarray(value) for key, value in state_dict.items() if key not in counters}
     _refuse_mismatch(name, arrays, {key: entry.torch_shape for key, entry in entries.items()})
-    # Copies, because a state dict shares its memory with the torch module that trains on.
+    # Copies, because a state dict shares its memory with a torch module, which may be trained further.
     flat = {entry.path: np.array(entry.from_torch(arrays[key]), order="C") for key, entry in entries.items()}
     return unflatten_dict(flat)
 
 
 def to_torch(name: str, variables: Mapping[str, Any], **fields: Any) -> StateDict:
-    """Returns the variables of our network as a state dict for torchvision's of the same name.
+    """Converts variables to a state dict of the torchvision network with the same name.
 
-    It holds a `num_batches_tracked` of 0 for every BatchNorm, so that `load_state_dict(strict=True)` takes it
-    after `torch.from_numpy` on each value. Classes, channels and auxiliary heads are seen from the variables.
+    Classes, channels and auxiliary heads are inferred from the variables. Every BatchNorm gets a
+    `num_batches_tracked` of 0. After `torch.from_numpy` on each value, `load_state_dict(strict=True)` accepts the
+    state dict.
 
     Args:
-      name: of a network that torchvision has.
-      variables: as `model.init` or `from_torch` returns them; dtypes are kept.
-      **fields: of `create_model`, where the shapes depend on them.
+      name: name of a network that torchvision has.
+      variables: variables as returned by `model.init` or `from_torch`.
+      **fields: fields of `create_model` that the shapes depend on.
+
+    Returns:
+      NumPy arrays with the dtypes of the variables, by their names in torch.
 
     Raises:
-      UserError: as in `from_torch`, with our paths.
+      UserError: torchvision has no such network, or arrays are missing or unexpected or have wrong shapes; the
+        message lists their paths in the variables.
     """
     flat = {
         path: np.asarray(leaf)
@@ -168,12 +178,12 @@ def to_torch(name: str, variables: Mapping[str, Any], **fields: Any) -> StateDic
 
 
 def _modern_key(key: str) -> str:
-    """DenseNet's published files carry the names that its layers had before torch 0.4."""
+    """Returns a key with current layer names; published DenseNet files have the names of torch before 0.4."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
 
 
 def _refuse_mismatch(name: str, arrays: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises `UserError` unless the arrays are those wanted, by key and shape."""
+    """Raises `UserError` unless the arrays have the wanted names and shapes."""
 
     def listed(keys: list[str]) -> str:
         rest = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
@@ -191,5 +201,5 @@ def _refuse_mismatch(name: str, arrays: Mapping[str, np.ndarray], wanted: Mappin
     }
     faults = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
     if faults:
-        hint = " (num_classes and channels say so where they are not 1000 and 3)" if misshaped else ""
+        hint = " (pass num_classes and channels if they are not 1000 and 3)" if misshaped else ""
         raise UserError(f"the weights do not fit {name}: {faults}{hint}")

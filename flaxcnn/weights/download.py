@@ -1,4 +1,4 @@
-"""Weight files from the network, kept in a cache and checked against the hash in their names."""
+"""Downloads weight files into a cache, and checks them against the hash in their file names."""
 
 import contextlib
 import hashlib
@@ -15,27 +15,27 @@ from flaxcnn.cache import cache_folder
 from flaxcnn.errors import UserError
 
 _CHUNK = 1 << 20
-_TIMEOUT = 30  # seconds without a byte
+_TIMEOUT = 30  # seconds without receiving a byte
 
 
 def fetch(file_name: str, url: str) -> Path:
-    """Returns the path of a weight file in the cache, downloaded if it is not there intact.
+    """Returns the path of a weight file in the cache. Downloads the file if it is missing or damaged.
 
-    Any number of processes may ask for it at once; a file under its final name is always whole.
+    Several processes may call this concurrently: a file with its final name is always complete.
 
     Args:
-      file_name: its name in the cache, as "resnet50-0676ba61.pth": eight hex digits after the last dash, with which
-        its SHA-256 begins.
-      url: where it is published.
+      file_name: file name in the cache, such as "resnet50-0676ba61.pth". The eight hex digits after the last dash
+        are the first of the file's SHA-256.
+      url: URL to download from.
 
     Raises:
-      UserError: no connection, a file with another hash, or a cache that cannot be written.
-      ValueError: a file name without those digits.
+      UserError: the download failed, the file has another hash, or the cache cannot be written.
+      ValueError: the file name has no such digits.
     """
     if not (match := re.fullmatch(r"[\w.-]+-([0-9a-f]{8})\.\w+", file_name)):
         raise ValueError(f"{file_name!r} does not end in a dash, eight hex digits and a suffix")
     target = cache_folder("weights") / file_name
-    # A name of its own beside the target, so that the last step is a renaming, which either happens or does not.
+    # A unique name in the folder of the target, so that the last step is an atomic rename.
     part = target.with_name(f"{file_name}.{uuid.uuid4().hex}.part")
     try:
         if target.is_file() and _sha256(target).startswith(match[1]):
@@ -69,7 +69,7 @@ def _sha256(path: Path) -> str:
 
 
 def _download(url: str, name: str) -> Iterator[bytes]:
-    """Yields the content at a URL; shows progress if stderr is a terminal."""
+    """Yields the content of a URL in chunks, and shows progress if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -90,7 +90,7 @@ def _download(url: str, name: str) -> Iterator[bytes]:
                 yield chunk
             if total and received < total:
                 raise ConnectionError(f"broke off after {received} of {total} bytes")
-    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
+    except (OSError, http.client.HTTPException) as error:  # urllib's errors are subclasses of OSError
         reason = error.reason if type(error) is URLError else error
         raise UserError(
             f"cannot download {url}: {' '.join(str(reason).split()) or type(reason).__name__}; "

@@ -1,4 +1,4 @@
-"""State dicts in files: safetensors, and torch's .pth and .pt, read without torch and without running code."""
+"""Reads state dicts from safetensors files and from torch's .pth and .pt files, without torch or running code."""
 
 import io
 import math
@@ -17,17 +17,18 @@ from flaxcnn.weights.pickles import REMEDY, Storage, Tensor, Unreadable, unpickl
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a weight file: safetensors, or what torch.save makes of a state dict.
+    """Reads the tensors of a weight file: a safetensors file, or a state dict written by torch.save.
 
-    The format is told from the content. A torch file is a pickle, which is a program: here only the few
-    instructions that put tensors together are known, and whatever else it calls is refused.
+    The format is detected from the content. A torch file contains a pickle, which is a program. Only the few
+    instructions that assemble tensors are supported; files with any other call are refused.
 
     Returns:
-      {name: array} in the file's order, for torch's formats; dtypes as stored, bfloat16 as ml_dtypes.bfloat16.
-      Arrays may be read-only views, with any strides, that share memory as the tensors did.
+      {name: array}, for torch's formats in the order of the file. Arrays have the stored dtypes, with
+      ml_dtypes.bfloat16 for bfloat16. They may be read-only views with any strides, and share memory if the tensors
+      did.
 
     Raises:
-      UserError: no such file, not a weight file, damaged, or holding anything besides named tensors.
+      UserError: the file does not exist, is damaged or not a weight file, or contains anything but named tensors.
     """
     path = local_path(path)
     try:
@@ -40,7 +41,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"no weight file {path}{nearest(path.name, siblings)}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; name a weight file") from None
-    # What the parsers below raise on bytes that make no sense, and zipfile on top of that.
+    # Errors that zipfile and the parsers below raise on invalid bytes.
     except (
         *(ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
         *(struct.error, zipfile.BadZipFile),
@@ -56,7 +57,7 @@ def _read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     if head.startswith(b"PK\3\4"):
         return _read_zip(file, path.stat().st_size)
     if head.startswith(b"\x80"):
-        # A map, because a file's read(n) allocates n bytes first, however few are left.
+        # Mapped into memory, because `read(n)` of a file allocates n bytes first, even if fewer are left.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _read_legacy(content)
     if head.startswith(b"version https://git-lfs"):
@@ -76,18 +77,18 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
                 arrays[name] = file.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(error) from error
-    except (AttributeError, TypeError):  # numpy has no such type
+    except (AttributeError, TypeError):  # NumPy has no such dtype
         raise Unreadable(f"holds {name!r:.60} in a number format that is not read; save it as float32") from None
     return arrays
 
 
 def _read_zip(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    """Reads the format of torch 1.6 and later: a zip archive of one pickle and a record for each storage."""
+    """Reads the format of torch 1.6 and later: a zip archive with one pickle and one record per storage."""
     with zipfile.ZipFile(file) as archive:
 
         def record(name: str) -> bytes:
             info = archive.getinfo(name)
-            # torch.save never compresses; a compressed record may unpack to any size.
+            # torch.save never compresses, and a compressed record could expand to any size.
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size > size:
                 raise ValueError(f"record {name!r:.60} is not stored as torch.save does")
             return archive.read(info)
@@ -113,12 +114,12 @@ def _read_zip(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(content: mmap.mmap) -> dict[str, np.ndarray]:
-    """Reads the format before torch 1.6: five pickles in a row, then each storage's length and bytes."""
+    """Reads the format before torch 1.6: five pickles one after another, then each storage's length and bytes."""
     storages: dict[str, Storage] = {}
     if unpickle(content, storages) != 0x1950A86A20F9469CFC6C:
         raise Unreadable(f"is a pickle, but not one that torch.save wrote; {REMEDY}")
-    unpickle(content, storages)  # the version of the format: there has been one only
-    unpickle(content, storages)  # of the machine; the storages are little-endian whatever it was
+    unpickle(content, storages)  # the version of the format; there is only one
+    unpickle(content, storages)  # properties of the machine, not needed: storages are always little-endian
     tensors = _named_tensors(unpickle(content, storages))
     _check_total(storages, len(content))
     data = {}
@@ -135,13 +136,13 @@ def _read_legacy(content: mmap.mmap) -> dict[str, np.ndarray]:
 
 
 def _check_total(storages: dict[str, Storage], size: int) -> None:
-    """Refuses, before anything is allocated, storages that the file cannot hold."""
+    """Raises ValueError if the storages are larger than the file, before anything is allocated."""
     if sum(storage.nbytes for storage in storages.values()) > size:
         raise ValueError("it declares more data than it has")
 
 
 def _named_tensors(root: Any) -> dict[str, Tensor]:
-    """Returns what was pickled, if that is a dict of tensors by name and nothing else."""
+    """Returns the pickled object if it is a dict from names to tensors; otherwise raises `Unreadable`."""
     if not isinstance(root, dict):
         what = "a single tensor" if isinstance(root, Tensor) else f"a {type(root).__name__}"
         raise Unreadable(f"holds {what} instead of a state dict; {REMEDY}")
@@ -156,12 +157,12 @@ def _named_tensors(root: Any) -> dict[str, Tensor]:
 
 
 def _array(name: str, tensor: Tensor, data: dict[str, bytes]) -> np.ndarray:
-    """Returns the view as an array, once it is seen to lie within its storage."""
+    """Returns a tensor as an array; raises if the tensor exceeds its storage or repeats elements."""
     storage, offset, size, stride = tensor
     offset += storage.first
     if 0 in size:
         return np.empty(size, storage.dtype)
-    if math.prod(size) > storage.numel:  # which may be a tensor of any size made of one element
+    if math.prod(size) > storage.numel:  # strides of 0 could make one element a tensor of any size
         raise Unreadable(f"holds {name!r:.60} as a view that repeats elements; save its .clone()")
     if offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= storage.numel:
         raise ValueError(f"{name!r:.60} reaches beyond its storage")

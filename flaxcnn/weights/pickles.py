@@ -1,8 +1,8 @@
-"""The pickles that torch.save writes, read without running them.
+"""Reads the pickles that torch.save writes, without running arbitrary code.
 
-A pickle is a program for a small stack machine, and Python's own machine lets it import and call anything. The one
-here knows no more instructions than a state dict needs: it imports nothing, looks up and sets no attributes, and
-calls only the functions of `_GLOBALS`.
+A pickle is a program for a small stack machine. Python's `pickle` lets such a program import and call anything. The
+interpreter in this module supports only the instructions that a state dict needs: it imports nothing, sets no
+attributes, and calls only the functions in `_GLOBALS`.
 """
 
 import pickletools
@@ -17,11 +17,18 @@ REMEDY = "save the tensors alone: torch.save(model.state_dict(), path)"
 
 
 class Unreadable(Exception):
-    """Why a weight file is not read; completes a sentence that begins with its path."""
+    """A weight file cannot be read. The message completes a sentence that starts with the path of the file."""
 
 
 class Storage(NamedTuple):
-    """A run of numbers in the file; `first`, of its elements, is the one that tensors count from."""
+    """A one-dimensional array of numbers in the file, of which tensors are views.
+
+    Attributes:
+      key: name of the array in the file.
+      dtype: dtype of the numbers.
+      numel: number of elements.
+      first: index of the element from which the offsets of tensors count.
+    """
 
     key: str
     dtype: np.dtype
@@ -30,12 +37,19 @@ class Storage(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file, in bytes."""
         return self.numel * self.dtype.itemsize
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, not yet checked against it; offset and strides in elements, none negative."""
+    """A view of a storage, not yet checked to lie within it.
+
+    Attributes:
+      storage: array that holds the elements.
+      offset: offset of the first element, 0 or more.
+      size: shape of the tensor.
+      stride: distance between neighbors along each axis, in elements, 0 or more.
+    """
 
     storage: Storage
     offset: int
@@ -44,7 +58,7 @@ class Tensor(NamedTuple):
 
 
 class Stream(Protocol):
-    """Where a pickle is read from; `read(n)` must not allocate n bytes where fewer are left."""
+    """A file to read a pickle from; `read(n)` must not allocate n bytes if fewer are left."""
 
     def read(self, size: int, /) -> bytes: ...  # noqa: D102
 
@@ -52,18 +66,18 @@ class Stream(Protocol):
 
 
 def unpickle(stream: Stream, storages: dict[str, Storage]) -> Any:
-    """Reads one pickle and leaves the stream behind it.
+    """Reads one pickle and leaves the stream positioned after it.
 
     Args:
-      stream: at the pickle's start.
-      storages: takes up, by key, those that the pickle refers to.
+      stream: stream, positioned at the start of the pickle.
+      storages: dict to which the storages that the pickle refers to are added, by key.
 
     Returns:
-      Dicts, lists, tuples, numbers, strings and `Tensor`s.
+      The pickled object: dicts, lists, tuples, numbers, strings and `Tensor`s.
 
     Raises:
-      Unreadable: it would call something, or do anything else, that a state dict does not need.
-      Exception: one of the usual ones (ValueError, IndexError, ...), where the bytes make no sense.
+      Unreadable: the pickle contains an instruction or call that a state dict does not need.
+      Exception: ValueError, IndexError or another error, if the bytes are invalid.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -127,7 +141,7 @@ def unpickle(stream: Stream, storages: dict[str, Storage]) -> Any:
                 if not isinstance(function, types.FunctionType):
                     raise ValueError("it calls what is no function")
                 stack.append(function(*arguments))
-            case "BUILD":  # an OrderedDict's attributes: a state dict has _metadata, which is of no use here
+            case "BUILD":  # sets attributes of an OrderedDict; `_metadata` of a state dict is ignored
                 stack.pop()
                 if not isinstance(stack[-1], dict):
                     raise Unreadable(f"would set attributes of what is no dict; it is refused; {REMEDY}")
@@ -154,14 +168,14 @@ _PUSHED = frozenset(
 
 def _set_items(target: dict, items: list) -> dict:
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # To hash a tuple of the same tuple twice, and so on, takes for ever; so does its repr.
+        # Other keys are refused: nested tuples of one tuple twice take exponential time to hash and to print.
         if not isinstance(target, dict) or not isinstance(key, str | int):
             raise ValueError("a dict is ill-formed")
         target[key] = value
     return target
 
 
-def _ordered_dict(pairs: Sequence = ()) -> dict:  # Python 2 gave it its items, Python 3 sets them
+def _ordered_dict(pairs: Sequence = ()) -> dict:  # pickles of Python 2 pass the items, those of Python 3 set them
     return _set_items({}, [part for key, value in pairs for part in (key, value)])
 
 
@@ -177,7 +191,7 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-# All that a pickle may name: "module name".
+# All globals that a pickle may use, by "module name", with what replaces them here.
 _GLOBALS = {
     "collections OrderedDict": _ordered_dict,
     "torch._utils _rebuild_tensor": _rebuild_tensor,
@@ -203,7 +217,7 @@ def _find_global(name: str) -> Any:
 
 
 def _refusal(name: str) -> Unreadable:
-    dotted = repr(name.replace(" ", ".", 1)[:80])[1:-1]  # as repr, because it may hold anything, such as newlines
+    dotted = repr(name.replace(" ", ".", 1)[:80])[1:-1]  # repr escapes newlines and other special characters
     return Unreadable(f"would run {dotted}; it is refused; {REMEDY}")
 
 
@@ -211,7 +225,7 @@ def _find_storage(identity: tuple, storages: dict[str, Storage]) -> Storage:
     kind, dtype, key, _device, numel, *view = identity
     if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
         raise ValueError("a storage is ill-formed")
-    first, length = view[0][1:] if any(view) else (0, numel)  # of a storage within another, in old files
+    first, length = view[0][1:] if any(view) else (0, numel)  # in old files, a storage may be part of another
     if not all(isinstance(number, int) and number >= 0 for number in (numel, first, length)):
         raise ValueError("a storage has an impossible size")
     if first + length > numel:

@@ -1,4 +1,4 @@
-"""What torchvision calls each layer of our networks, a family at a time."""
+"""Names of layers in torchvision, for the networks of each family."""
 
 import dataclasses
 import re
@@ -9,20 +9,21 @@ from flaxcnn.models.alexnet import AlexNet
 from flaxcnn.models.anynet import AnyNet
 from flaxcnn.models.densenet import DenseNet
 from flaxcnn.models.googlenet import GoogLeNet
-from flaxcnn.models.layers import Network
+from flaxcnn.models.network import Network
 from flaxcnn.models.resnet import ResNet
 from flaxcnn.models.vgg import VGG
 
 
 @dataclasses.dataclass(frozen=True)
 class TorchNames:
-    """How one family maps to torchvision's.
+    """Mapping from layer paths of a network in this package to layer names in torchvision.
 
     Attributes:
-      rules: patterns of our layer paths, which must match in full, and what makes torch's of the match.
-      first: our path of the layer that sees the images.
-      flattened: patterns of our dense layers that see a flattened map, which torch flattens channels first, and
-        the map's height and width.
+      rules: pairs of a pattern, which must match a whole layer path, and a function from the match to the name in
+        torchvision.
+      first: path of the layer that takes the images.
+      flattened: height and width of the feature map, by pattern of the layer path, for dense layers whose input is
+        a flattened feature map. (torch flattens NCHW feature maps, this package flattens NHWC.)
     """
 
     rules: tuple[tuple[str, Callable[[re.Match], str]], ...]
@@ -30,7 +31,7 @@ class TorchNames:
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def torch_layer(self, path: str) -> str:
-        """Returns torch's name of the layer at one of our paths.
+        """Returns the name in torchvision of the layer at a path.
 
         Raises:
           UserError: torchvision's network has no such layer.
@@ -41,7 +42,7 @@ class TorchNames:
         raise UserError(f"torchvision's network has no layer like {path}; leave the fields that add it out")
 
     def map_size(self, path: str) -> int | None:
-        """Returns the height and width of the map that a dense layer sees flattened, or None if it sees none."""
+        """Returns the size of the feature map that is flattened for a dense layer; None for other layers."""
         return next((size for pattern, size in self.flattened.items() if re.fullmatch(pattern, path)), None)
 
 
@@ -58,7 +59,7 @@ def _alexnet(model: AlexNet) -> TorchNames:
 
 
 def _vgg(model: VGG) -> TorchNames:
-    # Torch numbers all layers in one list: a convolution, its norm if there is one, its ReLU; a block's pooling.
+    # torch numbers all layers in one list: convolution, norm if any, ReLU, ..., and pooling at the end of a block.
     step = 2 if model.norm is None else 3
     starts = [sum(step * depth + 1 for depth, _ in model.blocks[:block]) for block in range(len(model.blocks))]
     dense = {"fc6": 0, "fc7": 3, "head": 6}
@@ -166,5 +167,5 @@ _FAMILIES: dict[type[Network], Callable[..., TorchNames]] = {
 
 
 def torch_names(model: Network) -> TorchNames:
-    """Returns how the layers of a network are named in torchvision."""
+    """Returns the mapping from layer paths of a network to layer names in torchvision."""
     return _FAMILIES[type(model)](model)

@@ -1,4 +1,4 @@
-"""With `jax_enable_x64` a float32 run sees the very images, mixed and scaled alike, that it sees without."""
+"""With `jax_enable_x64` a float32 run sees the same images, mixed and scaled alike, as without it."""
 
 import functools
 import json
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from flaxcnn.config import AugmentConfig, DataConfig, EvaluationConfig
-from flaxcnn.data import mixing, preprocess
+from flaxcnn.data import preprocess
+from flaxcnn.data.augment.mixup import mix
 from tests.conftest import ROOT
 
 AUGMENTATIONS = {
@@ -22,12 +23,12 @@ AUGMENTATIONS = {
     "flip": {"flip": "random"},
     "alternating flip": {"flip": "alternating"},
     "TrivialAugment": {"policy": "trivial_augment_wide"},
-    "colour jitter": {"color_jitter": (0.4, 0.4, 0.4, 0.1)},
+    "color jitter": {"color_jitter": (0.4, 0.4, 0.4, 0.1)},
     "lighting": {"lighting": 0.1},
     "erasing": {"erasing": 0.7},
     "RandAugment": {"policy": "rand_augment", "policy_magnitude": 17},
 }
-SLOW = ("RandAugment", "reflected crop")  # like another in what they draw
+SLOW = ("RandAugment", "reflected crop")  # their draws are those of another case
 COUNT = 16
 
 
@@ -39,7 +40,7 @@ def assert_same_with_x64(function, *arguments):
     """Compares to the bit, and returns the result without x64."""
 
     def computed():
-        # Anew each time, because a compiled function is kept by what it is given.
+        # A new function each time, because JAX caches compiled programs by the function.
         return jax.tree.map(np.asarray, jax.jit(lambda: function(*arguments))())
 
     single = computed()
@@ -59,11 +60,11 @@ def assert_same_with_x64(function, *arguments):
 )
 def test_augmentation(name):
     config, data = AugmentConfig(**AUGMENTATIONS[name]), DataConfig(mean=(0.4,), std=(0.3,))
-    visits = np.stack([np.full(COUNT, 3, np.int32), 7 * np.arange(COUNT, dtype=np.int32)], axis=1)
+    sample_ids = np.stack([np.full(COUNT, 3, np.int32), 7 * np.arange(COUNT, dtype=np.int32)], axis=1)
 
     def augmented():
         key = jax.random.key(5)
-        return preprocess.training_input(data, config, images(), dtype=jnp.float32, key=key, visits=visits)
+        return preprocess.training_input(data, config, images(), dtype=jnp.float32, key=key, sample_ids=sample_ids)
 
     changed = (assert_same_with_x64(augmented) != (images() / np.float32(255) - 0.4) / 0.3).any(axis=(1, 2, 3))
     assert changed.sum() > COUNT // 3
@@ -101,7 +102,7 @@ def test_mixing(mixup, cutmix):
 
     def mixed():
         keys = jax.random.split(jax.random.key(0), 8)
-        return jax.lax.map(lambda key: mixing.mix(key, images().astype(np.float32), targets, mixup, cutmix), keys)
+        return jax.lax.map(lambda key: mix(key, images().astype(np.float32), targets, mixup, cutmix), keys)
 
     pixels, _ = assert_same_with_x64(mixed)
     assert len(np.unique(pixels.reshape(8, -1), axis=0)) == 8

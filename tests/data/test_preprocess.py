@@ -59,10 +59,12 @@ def test_pad_centres_on_black():
 
 def inputs(images, config, seed=1, epoch=0, examples=None, **data):
     examples = np.arange(len(images)) if examples is None else examples
-    visits = jnp.stack([jnp.full(len(images), epoch), jnp.asarray(examples)], axis=1)
+    sample_ids = jnp.stack([jnp.full(len(images), epoch), jnp.asarray(examples)], axis=1)
     key = jax.random.key(seed)
     return np.asarray(
-        training_input(DataConfig(**data), config, jnp.asarray(images), dtype=jnp.float32, key=key, visits=visits)
+        training_input(
+            DataConfig(**data), config, jnp.asarray(images), dtype=jnp.float32, key=key, sample_ids=sample_ids
+        )
     )
 
 

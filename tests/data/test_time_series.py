@@ -1,4 +1,4 @@
-"""Series as pictures: published figures, the trigonometric definition, gradients up to the ends of the range."""
+"""Series as images: published figures, the trigonometric definition, gradients up to the ends of the range."""
 
 import functools
 
@@ -28,12 +28,12 @@ def random_series(*shape):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def picture(kind, series):
+def to_image(kind, series):
     return FIELDS[kind][0](min_max_scale(series))
 
 
 def test_summation_field_of_six_values_is_as_published():
-    field = picture("summation", jnp.asarray(SERIES, jnp.float32))
+    field = to_image("summation", jnp.asarray(SERIES, jnp.float32))
     first = [-0.99780099, -0.95099997, -0.82379029, -0.03315881, 0.03315881, -0.42954207]
     last = [-0.42954207, -0.1947212, 0.09228448, -0.88830716, 0.88830716, 0.5781792]
     assert field.dtype == jnp.float32 and field.shape == (6, 6)
@@ -53,15 +53,15 @@ def test_fields_are_their_trigonometric_definition(kind, x64):
 
 def test_summation_field_is_symmetric_with_the_doubled_angle_on_its_diagonal(x64):
     series = random_series(50)
-    field = picture("summation", series)
+    field = to_image("summation", series)
     np.testing.assert_allclose(field, field.T, atol=1e-15)
     angles = np.arccos(np.interp(series, [series.min(), series.max()], [-1, 1]))
     np.testing.assert_allclose(np.diag(field), np.cos(2 * angles), atol=1e-12)
 
 
-def test_difference_field_is_antisymmetric_and_positive_where_the_column_has_the_greater_value(x64):
+def test_difference_field_is_antisymmetric_and_positive_where_the_column_has_the_larger_value(x64):
     series = random_series(50)
-    field = np.asarray(picture("difference", series))
+    field = np.asarray(to_image("difference", series))
     np.testing.assert_allclose(field, -field.T, atol=1e-15)
     # The angle falls from pi to 0 as the value rises. The two ends are pi apart, and the sine of that is 0.
     signs = np.sign(series[None, :] - series[:, None])
@@ -74,7 +74,7 @@ def test_difference_field_is_antisymmetric_and_positive_where_the_column_has_the
 @both
 def test_leading_axes_are_a_loop_and_vmap(kind):
     series = jnp.asarray(random_series(2, 3, 16), jnp.float32)
-    function = functools.partial(picture, kind)
+    function = functools.partial(to_image, kind)
     batched = function(series)
     assert batched.shape == (2, 3, 16, 16) and batched.dtype == jnp.float32
     looped = np.stack([[function(one) for one in row] for row in series])
@@ -95,8 +95,8 @@ def test_scaling_is_linear_and_reaches_both_ends(dtype, x64):
 def test_constant_series_is_the_middle_of_the_range_among_others_that_are_not():
     series = jnp.array([[7.0, 7.0, 7.0], [1.0, 2.0, 3.0]])
     np.testing.assert_array_equal(min_max_scale(series), [[0, 0, 0], [-1, 0, 1]])
-    np.testing.assert_array_equal(picture("summation", series)[0], -np.ones((3, 3)))
-    np.testing.assert_array_equal(picture("difference", series)[0], np.zeros((3, 3)))
+    np.testing.assert_array_equal(to_image("summation", series)[0], -np.ones((3, 3)))
+    np.testing.assert_array_equal(to_image("difference", series)[0], np.zeros((3, 3)))
 
 
 @both
@@ -108,7 +108,7 @@ def test_gradients_are_finite_at_the_ends_and_for_constant_series(kind):
 
     ends = jax.jit(jax.grad(functools.partial(total, FIELDS[kind][0])))(jnp.array([-1.0, 1.0, 0.5, 1.0]))
     assert np.isfinite(ends).all() and (ends != 0).all()
-    of_series = jax.jit(jax.grad(functools.partial(total, functools.partial(picture, kind))))
+    of_series = jax.jit(jax.grad(functools.partial(total, functools.partial(to_image, kind))))
     for series in ([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 5.0, 5.0]):
         assert np.isfinite(of_series(jnp.array(series))).all(), series
 
@@ -118,7 +118,7 @@ def test_gradients_are_finite_at_the_ends_and_for_constant_series(kind):
 def test_gradient_is_the_quotient_of_differences(kind, scale, x64):
     weights = random_series(8, 8)
     values = random_series(8) if scale else np.random.default_rng(1).uniform(-0.95, 0.95, 8)
-    function = functools.partial(picture, kind) if scale else FIELDS[kind][0]
+    function = functools.partial(to_image, kind) if scale else FIELDS[kind][0]
 
     def total(values):
         return (weights * function(values)).sum()

@@ -1,4 +1,4 @@
-"""What is exported runs in a process that has JAX alone, for any number of images."""
+"""Exported programs run in a process that has JAX alone, for any number of images."""
 
 import json
 import subprocess
@@ -35,14 +35,14 @@ class Programs:
     def __init__(self, folder):
         self.folder, self.expected = folder, {}
 
-    def add(self, model, images, tolerance=1e-5, *, views=None, **options):
+    def add(self, model, images, tolerance=1e-5, *, preprocess=None, **options):
         path = self.folder / f"{len(self.expected)}.program"
-        inputs = views(images) if views else [images]
+        inputs = preprocess(images) if preprocess else [images]
         variables = tame_gates(random_variables(model, inputs[0].shape))
-        export(path, model, variables, images.shape[1:], views=views, **options)
+        export(path, model, variables, images.shape[1:], preprocess=preprocess, **options)
         np.save(path.with_suffix(".npy"), images)
         apply = jax.jit(lambda image: model.apply(variables, image, train=False))
-        expected = apply(images) if not views else sum(jax.nn.softmax(apply(x)) for x in inputs) / len(inputs)
+        expected = apply(images) if not preprocess else sum(jax.nn.softmax(apply(x)) for x in inputs) / len(inputs)
         self.expected[path.with_suffix(".npz")] = np.asarray(expected), tolerance
         return path
 
@@ -65,14 +65,14 @@ def test_programs_give_the_logits_without_this_package(tmp_path):
     programs = Programs(tmp_path)
     programs.add(create_model("lenet5", norm="batch_norm"), floating(28, 1))
 
-    def views(images):
+    def preprocess(images):
         large = jax.image.resize(images.astype(jnp.float32) / 255, (images.shape[0], 16, 16, 3), "bilinear")
         return [large, large[:, :, ::-1]]
 
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), np.uint8)
     names = ("cat", "dog", "Käfer")
     model = create_model("lenet5", num_classes=3, activation="tanh")
-    path = programs.add(model, pictures, views=views, probabilities=True, class_names=names)
+    path = programs.add(model, images, preprocess=preprocess, probabilities=True, class_names=names)
     about = {"image_shape": [12, 10, 3], "dtype": "uint8", "class_names": list(names)}
     assert json.loads((tmp_path / f"{path.name}.json").read_text()) == about
     programs.check()

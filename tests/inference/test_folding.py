@@ -1,4 +1,4 @@
-"""Without BatchNorm, but with its numbers in the convolutions, a network computes the same."""
+"""With BatchNorm folded into its convolutions a network computes the same."""
 
 import functools
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flaxcnn import UserError, create_model, fold_batch_norm, list_models
-from flaxcnn.models.layers import BatchNorm
+from flaxcnn.models.batch_norm import BatchNorm
 from tests.marks import sampled
 from tests.variables import random_images, random_variables, tame_gates
 
@@ -18,7 +18,7 @@ from tests.variables import random_images, random_variables, tame_gates
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 DOUBLE = {"dtype": "float64", "param_dtype": "float64"}
 PLAIN = functools.partial(nn.BatchNorm, use_scale=False, use_bias=False, epsilon=0.1)
-# A small net of each kind of block, and how many of its norms are left with a scale, and with an offset alone.
+# A small network of each kind of block, and how many of its norms keep a scale and a bias, and a bias alone.
 NETS = [
     ("lenet5", {"norm": "batch_norm"}, 0, 0),  # every convolution and dense layer has a bias
     ("resnet50", {"depths": (1,), "widths": (8,), "groups": 2, "norm": PLAIN}, 0, 5),
@@ -37,7 +37,7 @@ MORE_NETS = [
 
 
 def outputs(model, variables, images):
-    """The stage maps and the logits, flat."""
+    """The feature maps and the logits in one dictionary."""
     run = jax.jit(lambda v, x: model.apply(v, x, False, method="forward"), compiler_options=QUICK)
     maps, logits = run(variables, images)
     return {**maps, "logits": logits}
@@ -66,7 +66,7 @@ def check_folded(name, channels=3, size=0, **fields):
     ("name", "fields", "scaled", "shifted"),
     NETS + [pytest.param(*net, marks=pytest.mark.slow) for net in MORE_NETS],
 )
-def test_stage_maps_and_logits_stay(name, fields, scaled, shifted, x64):
+def test_feature_maps_and_logits_stay(name, fields, scaled, shifted, x64):
     params = check_folded(name, **fields)
     norms = [path[:-1] for path in params if "norm" in path[-2]]
     assert sum(path[-1] == "scale" for path in params) == scaled
@@ -95,7 +95,7 @@ def test_single_precision_keeps_five_digits_for_any_channels(channels):
     model = create_model("resnet20", depths=(1, 1, 1))
     images = random_images(2, 16, 16, channels).astype(jnp.float32)
     variables = random_variables(model, images.shape)
-    # As of a network whose blocks still start as the identity.
+    # A scale of zero, as at the start of training where each block is the identity.
     variables["params"]["stage1_block1"]["conv2"]["norm"]["scale"] *= 0
     folded, folded_variables = fold_batch_norm(model, variables)
     assert {leaf.dtype for leaf in jax.tree.leaves(folded_variables)} == {jnp.dtype("float32")}
@@ -148,7 +148,7 @@ def test_folding_twice_is_folding_once():
     assert fold_batch_norm(*once) == once
 
 
-def test_it_trains_on_without_normalising():
+def test_training_a_folded_network_normalizes_nothing():
     model = create_model("wrn_40_4", depths=(1,), widths=(8,), dropout_rate=0.5)
     images = random_images(2, 8, 8, 3).astype(jnp.float32)
     folded, variables = fold_batch_norm(model, random_variables(model, images.shape))

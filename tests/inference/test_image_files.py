@@ -1,4 +1,4 @@
-"""What is said of image files, done with Pillow and NumPy, is what prediction does."""
+"""The described preprocessing, done with Pillow and NumPy, gives the pixels of prediction."""
 
 import json
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from flaxcnn import create_model, export, model_info
-from flaxcnn.data.delivery import Delivery
-from flaxcnn.data.sources import open_files
+from flaxcnn.data.dataset import ImageDataset
+from flaxcnn.data.sources.folder import open_files
 from flaxcnn.inference import describe_preprocessing
-from tests.pictures import piece, read_as_told
+from tests.images import piece, read_as_told
 from tests.variables import random_variables
 
 
@@ -20,9 +20,9 @@ from tests.variables import random_variables
 def test_images_are_read_as_told(tmp_path, image_shape, size):
     path = tmp_path / "image.png"
     cv2.imwrite(str(path), piece("flower", 1, *size))
-    delivery = Delivery(open_files([path]), image_shape, crop="center")
+    dataset = ImageDataset(open_files([path]), image_shape, crop="center")
     images = np.empty((1, *image_shape), np.uint8)
-    assert delivery.fill(images, 0, [0], delivery.source.items([0])) == ([-1], [])
+    assert dataset.decode_into(images, 0, [0], dataset.source.items([0])) == ([-1], [])
     told = read_as_told(path, image_shape, describe_preprocessing(image_shape))
     assert images.std() > 1 and told.dtype == np.uint8
     # Grey is rounded in another way by OpenCV.

@@ -1,4 +1,4 @@
-"""Models of ONNX, computed by onnxruntime, against the network that they were made from."""
+"""ONNX models, computed by onnxruntime, give the results of the network that they were exported from."""
 
 import collections
 import json
@@ -13,17 +13,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from flaxcnn import Predictor, UserError, create_model, export, list_models, model_info
-from flaxcnn.cli import main
+from flaxcnn.commands.main import main
 from flaxcnn.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from flaxcnn.inference import exporting
-from flaxcnn.models import layers
+from flaxcnn.models.network import Network
 from flaxcnn.training.experiment import make_experiment
-from flaxcnn.training.inference import export_trained
+from flaxcnn.training.trained import export_trained
 from flaxcnn.weights import to_torch
 from tests.marks import sampled
 from tests.variables import random_images, random_variables, tame_gates
 
-# What the networks consist of; all else would be a sign of a graph that could be shorter.
+# The operators that the networks need; any other would mean a graph longer than necessary.
 OPERATORS = {
     *(
         "Add",
@@ -170,7 +170,7 @@ def test_a_run_becomes_uint8_images_to_probabilities(tmp_path, settings):
     state = experiment.create_state(experiment.optimizer())
     export_trained(experiment, state, tmp_path / "run.onnx")
     images = np.random.default_rng(0).integers(0, 256, (5, 14, 18, 3), np.uint8)
-    predict = Predictor(experiment.model, state.variables, batch_size=5, views=experiment.views)
+    predict = Predictor(experiment.model, state.variables, batch_size=5, preprocess=experiment.views)
     expected = predict.probabilities(images)
     for count in (5, 1):
         np.testing.assert_allclose(run(tmp_path / "run.onnx", images[:count]), expected[:count], atol=1e-5)
@@ -194,12 +194,12 @@ def lenet():
     return model, random_variables(model, (1, 28, 28, 1))
 
 
-class Sorting(layers.Network):
+class Sorting(Network):
     def forward(self, images, train):
         return {}, jnp.sort(images.reshape(images.shape[0], -1))
 
 
-class Strange(layers.Network):
+class Strange(Network):
     @nn.compact
     def forward(self, images, train):
         return {}, nn.ConvTranspose(2, (3, 3), (2, 2))(images).mean(axis=(1, 2))
@@ -246,7 +246,7 @@ def test_a_network_by_name_with_weights_of_a_file(tmp_path, capsys, classes):
     path = tmp_path / "network.onnx"
     arguments = ["--weights", str(tmp_path / "w.safetensors"), "--image-size", "32"]
     assert main(["export", "resnet18", str(path), *arguments]) == 0
-    assert "normalised by mean (0.485, 0.456, 0.406)" in capsys.readouterr().out
+    assert "normalized by mean (0.485, 0.456, 0.406)" in capsys.readouterr().out
     images = np.asarray(random_images(2, 32, 32, 3), np.float32)
     expected = np.asarray(jax.jit(lambda images: model.apply(variables, images, train=False))(images))
     np.testing.assert_allclose(run(path, images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
@@ -260,7 +260,7 @@ def test_a_network_by_name_with_weights_of_a_file(tmp_path, capsys, classes):
     ("arguments", "message"),
     [
         (["lenet5", "FILE"], "no weights of lenet5 are published"),
-        (["resnet5", "FILE"], "resnet5 holds no run, and no network is called so; did you mean"),
+        (["resnet5", "FILE"], "resnet5 holds no run, and no network has that name; did you mean"),
         (["nowhere", "FILE", "--weights", "random"], "nowhere holds no run"),
         (["resnet18", "FILE", "--averaged"], "--averaged are for work directories"),
         (["resnet18", "FILE", "--checkpoint", "best"], "are for work directories"),

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from flaxcnn import create_model, list_models, model_info, models
-from flaxcnn.cli import main
+from flaxcnn.commands.main import main
 from flaxcnn.models.cost import measure
 
 

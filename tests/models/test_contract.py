@@ -50,11 +50,11 @@ def check_forward_and_backward(name, channels, num_classes, dtype, **fields):
             rngs={"dropout": jax.random.key(0)},
         )
         outputs = [logits, *jax.tree.leaves(updated.get("aux_logits", {}))]
-        # Weighted, because the sum over a map that a norm put out does not depend on what came in.
+        # Weighted, because the sum over a norm's output does not depend on what came in.
         weighted = sum((jnp.cos(jnp.arange(out.size)).reshape(out.shape) * out).sum() for out in outputs)
         return weighted, (logits, updated)
 
-    # Compiling takes most of the time, and less of it without optimisation.
+    # Compiling takes most of the time, and less of it without optimization.
     step = jax.jit(
         jax.grad(run, has_aux=True, argnums=(0, 1)), compiler_options={"xla_backend_optimization_level": 0}
     )
@@ -81,7 +81,7 @@ def check_forward_and_backward(name, channels, num_classes, dtype, **fields):
         for number, (net, case) in enumerate(zip(QUICK, itertools.cycle(CASES), strict=False))
     ],
 )
-def test_values_and_gradients_at_the_least_size(name, fields, channels, num_classes, dtype):
+def test_values_and_gradients_at_the_minimum_size(name, fields, channels, num_classes, dtype):
     check_forward_and_backward(name, channels, num_classes, dtype, **fields)
 
 
@@ -107,13 +107,13 @@ def test_values_and_gradients_of_every_kind_of_network(name, channels, num_class
 
 
 @pytest.mark.slow
-def test_auxiliary_heads_have_gradients_at_the_least_size():
+def test_auxiliary_heads_have_gradients_at_the_minimum_size():
     check_forward_and_backward("googlenet", 3, 5, "float32", aux_logits=True)
 
 
 @pytest.mark.slow
-def test_at_the_least_size_every_stage_has_pixels():
-    # One network for each family and least size.
+def test_at_the_minimum_size_every_stage_has_pixels():
+    # One network for each family and minimum size.
     infos = {(info.module, info.minimum_size): info for info in map(model_info, list_models())}
     assert len(infos) > 10
     for info in infos.values():
@@ -143,7 +143,7 @@ def test_images_of_another_rank_are_refused(shape):
         ("anynet", {"stages": "deep"}, "stages of anynet takes lists of numbers"),
         ("resnet18", {"stem": "imagnet"}, "has no stem 'imagnet'; write one of imagenet, cifar"),
         ("wrn_40_4", {"dropout_rate": -0.5}, "must be 0 or more"),
-        ("wrn_40_4", {"dropout_rate": 1.5}, "is a share of 0 to 1"),
+        ("wrn_40_4", {"dropout_rate": 1.5}, "is a probability from 0 to 1"),
         (
             "resnet50",
             {"dropout_rate": 0.5},
@@ -153,7 +153,7 @@ def test_images_of_another_rank_are_refused(shape):
         ("resnet18", {"depths": [2, 2, 2, 2.5]}, "depths of resnet18 takes lists of whole numbers"),
         ("resnet18", {"depths": [2, 2, 2, 0]}, "depths of ResNet must be above 0"),
         ("resnet20", {"widths": [64, 32, 16]}, "channels that do not fall"),
-        ("alexnet", {"groups": [2, 1, 1, 1, 1]}, "conv1 of AlexNet sees the image whole"),
+        ("alexnet", {"groups": [2, 1, 1, 1, 1]}, "conv1 of AlexNet has one group"),
         ("densenet121", {"growth_rate": 0}, "growth_rate of DenseNet must be above 0"),
         ("vgg11", {"blocks": [[1, 0]]}, "blocks of VGG must be above 0"),
         ("anynet", {"stages": [[1.5, 32, 16]]}, "are whole numbers"),
@@ -191,7 +191,7 @@ def test_a_norm_keeps_the_constants_it_brings_along():
     assert bound.use_running_average is False
 
 
-def test_statistics_are_synchronised_over_a_named_axis():
+def test_statistics_are_synchronized_over_a_named_axis():
     model = create_model("resnet20", depths=[1, 1, 1], bn_axis_name="devices")
     whole = create_model("resnet20", depths=[1, 1, 1])
     images = random_images(4, 8, 8, 3)

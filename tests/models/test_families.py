@@ -1,4 +1,4 @@
-"""What makes each family: blocks against closed forms, the stage maps of the textbook, the design space's rule."""
+"""What makes each family: blocks against closed forms, the textbook's feature maps, the design space's rule."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def stage_shapes(name, shape, **fields):
     return {stage: (leaf.shape[3], leaf.shape[1]) for stage, leaf in maps.items()}
 
 
-# Channels and size of each map, as d2l.ai's chapter 8 prints them.
+# Channels and size of each feature map, as d2l.ai's chapter 8 prints them.
 @pytest.mark.parametrize(
     ("name", "shape", "fields", "expected"),
     [
@@ -71,13 +71,13 @@ def stage_shapes(name, shape, **fields):
         ),
     ],
 )
-def test_stage_maps_are_those_of_the_textbook(name, shape, fields, expected):
+def test_feature_maps_are_those_of_the_textbook(name, shape, fields, expected):
     maps = stage_shapes(name, shape, **fields)
     assert maps == expected
     assert list(maps) == list(expected)  # in order of depth
 
 
-def test_stage_maps_of_googlenet_are_table_1_of_the_paper():
+def test_feature_maps_of_googlenet_are_table_1_of_the_paper():
     maps = stage_shapes("googlenet_paper", (224, 224, 3))
     assert list(maps)[:3] == ["pool1", "conv3", "pool2"]
     assert maps["pool1"] == (64, 56) and maps["conv3"] == (192, 56) and maps["pool2"] == (192, 28)
@@ -122,40 +122,44 @@ def test_anynet_configured_as_resnext50_has_its_groups():
 
 # Depths and widths as the papers' authors and torchvision list them.
 STAGES = {
-    "x_400mf": ((1, 2, 7, 12), (32, 64, 160, 400)),
-    "x_800mf": ((1, 3, 7, 5), (64, 128, 288, 672)),
-    "x_1_6gf": ((2, 4, 10, 2), (72, 168, 408, 912)),
-    "x_3_2gf": ((2, 6, 15, 2), (96, 192, 432, 1008)),
-    "x_8gf": ((2, 5, 15, 1), (80, 240, 720, 1920)),
-    "x_16gf": ((2, 6, 13, 1), (256, 512, 896, 2048)),
-    "x_32gf": ((2, 7, 13, 1), (336, 672, 1344, 2520)),
-    "y_400mf": ((1, 3, 6, 6), (48, 104, 208, 440)),
-    "y_800mf": ((1, 3, 8, 2), (64, 144, 320, 784)),
-    "y_1_6gf": ((2, 6, 17, 2), (48, 120, 336, 888)),
-    "y_3_2gf": ((2, 5, 13, 1), (72, 216, 576, 1512)),
-    "y_8gf": ((2, 4, 10, 1), (224, 448, 896, 2016)),
-    "y_16gf": ((2, 4, 11, 1), (224, 448, 1232, 3024)),
-    "y_32gf": ((2, 5, 12, 1), (232, 696, 1392, 3712)),
-    "y_128gf": ((2, 7, 17, 1), (528, 1056, 2904, 7392)),
+    "regnet_x_400mf": ((1, 2, 7, 12), (32, 64, 160, 400)),
+    "regnet_x_800mf": ((1, 3, 7, 5), (64, 128, 288, 672)),
+    "regnet_x_1_6gf": ((2, 4, 10, 2), (72, 168, 408, 912)),
+    "regnet_x_3_2gf": ((2, 6, 15, 2), (96, 192, 432, 1008)),
+    "regnet_x_8gf": ((2, 5, 15, 1), (80, 240, 720, 1920)),
+    "regnet_x_16gf": ((2, 6, 13, 1), (256, 512, 896, 2048)),
+    "regnet_x_32gf": ((2, 7, 13, 1), (336, 672, 1344, 2520)),
+    "regnet_y_400mf": ((1, 3, 6, 6), (48, 104, 208, 440)),
+    "regnet_y_800mf": ((1, 3, 8, 2), (64, 144, 320, 784)),
+    "regnet_y_1_6gf": ((2, 6, 17, 2), (48, 120, 336, 888)),
+    "regnet_y_3_2gf": ((2, 5, 13, 1), (72, 216, 576, 1512)),
+    "regnet_y_8gf": ((2, 4, 10, 1), (224, 448, 896, 2016)),
+    "regnet_y_16gf": ((2, 4, 11, 1), (224, 448, 1232, 3024)),
+    "regnet_y_32gf": ((2, 5, 12, 1), (232, 696, 1392, 3712)),
+    "regnet_y_128gf": ((2, 7, 17, 1), (528, 1056, 2904, 7392)),
 }
-PAPER_WIDTHS = {"x_400mf": (32, 64, 160, 384), "y_800mf": (64, 128, 320, 768), "y_8gf": (168, 448, 896, 2016)}
+PAPER_WIDTHS = {
+    "regnet_x_400mf": (32, 64, 160, 384),
+    "regnet_y_800mf": (64, 128, 320, 768),
+    "regnet_y_8gf": (168, 448, 896, 2016),
+}
 
 
-@pytest.mark.parametrize("key", REGNETS)
-def test_the_rule_generates_the_published_regnets_in_both_roundings(key):
-    depths, widths = STAGES[key]
-    stages = regnet_stages(*REGNETS[key])
+@pytest.mark.parametrize("name", REGNETS)
+def test_the_rule_generates_the_published_regnets_in_both_roundings(name):
+    depths, widths = STAGES[name]
+    stages = regnet_stages(*REGNETS[name])
     assert tuple(stage.depth for stage in stages) == depths
     assert tuple(stage.width for stage in stages) == widths
-    assert [stage.group_width for stage in stages] == [min(REGNETS[key][-1], stage.width) for stage in stages]
+    assert [stage.group_width for stage in stages] == [min(REGNETS[name][-1], stage.width) for stage in stages]
     assert all(stage.width % stage.group_width == 0 for stage in stages)
-    paper = regnet_stages(*REGNETS[key], rounding="paper")
-    assert tuple(stage.width for stage in paper) == PAPER_WIDTHS.get(key, widths)
+    paper = regnet_stages(*REGNETS[name], rounding="paper")
+    assert tuple(stage.width for stage in paper) == PAPER_WIDTHS.get(name, widths)
     assert tuple(stage.depth for stage in paper) == depths
 
 
 def test_the_first_stage_of_x_8gf_has_groups_no_wider_than_itself():
-    assert [stage.group_width for stage in regnet_stages(*REGNETS["x_8gf"])] == [80, 120, 120, 120]
+    assert [stage.group_width for stage in regnet_stages(*REGNETS["regnet_x_8gf"])] == [80, 120, 120, 120]
 
 
 def test_a_bottleneck_ratio_shapes_the_inner_width():
@@ -193,7 +197,7 @@ def test_a_pre_activation_block_adds_to_its_untouched_input():
     block = PreActivationBlock(4, conv, norm)
     x = random_images(1, 3, 3, 4)
     variables = random_variables_of(block, x)
-    centre = {name: np.asarray(variables["params"][name]["conv"]["kernel"]) for name in ("conv1", "conv2")}
+    kernel = {name: np.asarray(variables["params"][name]["conv"]["kernel"]) for name in ("conv1", "conv2")}
     bias = {name: np.asarray(variables["params"][name]["conv"]["bias"]) for name in ("conv1", "conv2")}
 
     def conv3x3(x, name):
@@ -201,7 +205,7 @@ def test_a_pre_activation_block_adds_to_its_untouched_input():
         out = np.zeros(x.shape)
         for i in range(3):
             for j in range(3):
-                out += padded[i : i + 3, j : j + 3] @ centre[name][i, j]
+                out += padded[i : i + 3, j : j + 3] @ kernel[name][i, j]
         return out + bias[name]
 
     inner = conv3x3(np.maximum(2 * np.asarray(x[0]), 0), "conv1")

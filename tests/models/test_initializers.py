@@ -16,8 +16,8 @@ KURTOSIS = {"normal": 3.0, "uniform": 1.8}
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def normal(deviation):
-    return "normal", deviation
+def normal(stddev):
+    return "normal", stddev
 
 
 def uniform(bound):
@@ -36,7 +36,7 @@ def fan_out(shape):
     return math.prod(shape[:-2]) * shape[-1]
 
 
-# What a kernel and its bias start from, given the kernel's shape; None where there is no bias.
+# The distributions of a kernel and its bias, given the kernel's shape; None for no bias.
 def torch_default(shape):
     bound = 1 / math.sqrt(fan_in(shape))
     return uniform(bound), uniform(bound)
@@ -46,8 +46,8 @@ def torch_default_and_zeros(shape):
     return torch_default(shape)[0], constant(0)
 
 
-def gaussian(deviation, bias=0.0):
-    return lambda shape: (normal(deviation), constant(bias))
+def gaussian(stddev, bias=0.0):
+    return lambda shape: (normal(stddev), constant(bias))
 
 
 def gaussian_and_torch_bias(shape):
@@ -74,8 +74,8 @@ def caffe_head(shape):
     return caffe(shape)[0], constant(0)
 
 
-def without_bias(scheme):
-    return lambda shape: (scheme(shape)[0], None)
+def without_bias(distributions):
+    return lambda shape: (distributions(shape)[0], None)
 
 
 def assert_drawn(values, distribution, label):
@@ -113,16 +113,16 @@ def initial_layers(model, size, patterns):
     return jax.jit(init).lower(key).compile(QUICK)(key)
 
 
-def assert_initial(model, size, schemes):
-    """Asserts the start of the layers that match a pattern of `schemes`; of each the first that matches counts."""
-    unused = set(schemes)
-    for path, layer in initial_layers(model, size, schemes).items():
-        pattern = next(pattern for pattern in schemes if fnmatch.fnmatchcase(path, pattern))
+def assert_initial(model, size, expectations):
+    """Asserts the initial values of the layers that match a pattern of `expectations`; the first match counts."""
+    unused = set(expectations)
+    for path, layer in initial_layers(model, size, expectations).items():
+        pattern = next(pattern for pattern in expectations if fnmatch.fnmatchcase(path, pattern))
         unused.discard(pattern)
         if "scale" in layer:
-            expected = {"scale": constant(schemes[pattern]), "bias": constant(0)}
+            expected = {"scale": constant(expectations[pattern]), "bias": constant(0)}
         else:
-            kernel, bias = schemes[pattern](layer["kernel"].shape)
+            kernel, bias = expectations[pattern](layer["kernel"].shape)
             expected = {"kernel": kernel} | ({} if bias is None else {"bias": bias})
         assert layer.keys() == expected.keys(), path
         for name, distribution in expected.items():
@@ -206,8 +206,8 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_layers_start_from_the_documented_distribution(name):
-    fields, size, schemes = CASES[name]
-    assert_initial(create_model(name, num_classes=50, **fields), size, schemes)
+    fields, size, expectations = CASES[name]
+    assert_initial(create_model(name, num_classes=50, **fields), size, expectations)
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "conv2"), ("resnet50", "conv3")])

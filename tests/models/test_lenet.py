@@ -10,7 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import correlate2d
 
 from flaxcnn import UserError, create_model
-from flaxcnn.models import layers, lenet
+from flaxcnn.models import lenet
+from flaxcnn.models.batch_norm import BatchNorm
 from tests.variables import random_images, random_variables
 
 # Columns of table I of the paper: the maps of S2 that feed C3 maps 0 to 15.
@@ -231,7 +232,7 @@ def test_batch_norm_keeps_running_statistics_with_momentum_nine_tenths():
 
 
 def test_batch_norm_is_the_batch_in_training_and_the_average_in_evaluation():
-    model = create_model("lenet5", norm=layers.BatchNorm)
+    model = create_model("lenet5", norm=BatchNorm)
     images = random_images(8, 28, 28, 1)
     variables = random_variables(model, images.shape)
     train, _ = apply(model, variables, images, train=True, mutable=["batch_stats"])
@@ -240,7 +241,7 @@ def test_batch_norm_is_the_batch_in_training_and_the_average_in_evaluation():
     assert not np.allclose(train[:1], alone, rtol=1e-3)
 
 
-def test_synchronised_batch_norm_sees_the_whole_batch():
+def test_synchronized_batch_norm_sees_the_whole_batch():
     images = random_images(8, 28, 28, 1)
     whole = create_model("lenet5", norm="batch_norm")
     split = create_model("lenet5", norm="batch_norm", bn_axis_name="devices")

@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 
 from flaxcnn import Predictor, create_model, fold_batch_norm, list_models
-from flaxcnn.ops.pooling import max_pool
+from flaxcnn.ops import max_pool
 from tests.variables import random_images, random_variables
 
-# One network a family, small; its least images.
+# A small network of each family, and the minimum size of its images.
 SMALL = {
     "lenet5": (12, {"norm": "batch_norm"}),
     "lenet5_1998": (32, {}),

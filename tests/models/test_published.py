@@ -66,7 +66,7 @@ def test_the_default_is_the_newest_that_is_free_to_use():
     assert default_weights("regnet_y_128gf").tag == SWAG_E2E
 
 
-def test_normalisation_is_that_of_imagenet():
+def test_normalization_is_that_of_imagenet():
     assert MEAN == (0.485, 0.456, 0.406) and STD == (0.229, 0.224, 0.225)
 
 

@@ -1,4 +1,4 @@
-"""Blocks that are computed again in the backward pass: the same values, with less kept for them."""
+"""Blocks that are recomputed in the backward pass: the same values, with less memory."""
 
 import functools
 
@@ -15,14 +15,14 @@ from flaxcnn.models.cost import measure
 from flaxcnn.models.lenet import LeNet5, LeNet5Paper
 from tests.variables import random_images, random_variables
 
-# Compiling takes most of the time, and less of it without optimisation.
+# Compiling takes most of the time, and less of it without optimization.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 BATCH = 11  # no other axis of what a network below keeps starts with this size
 REMAT = jax.make_jaxpr(jax.checkpoint(jnp.sin))(1.0).eqns[0].primitive
 
 RESNET = {"block": "preactivation_bottleneck", "depths": (2,), "widths": (4,), "dropout_rate": 0.3}
 DENSENET = {"depths": (2,), "growth_rate": 4, "stem_features": 4, "dropout_rate": 0.2}
-# A small net of each family, and for each of its blocks the number of maps that it takes.
+# A small net of each family, and for each of its blocks the number of feature maps that it takes.
 NETS = {
     "resnet": ("wrn_40_4", RESNET, [1, 1]),
     "regnet": ("anynet", {"stages": ((2, 8, 4),), "stem_features": 8}, [1, 1]),
@@ -39,7 +39,7 @@ FAMILIES = [
 
 @pytest.fixture
 def few_inceptions(monkeypatch):
-    """Only those two Inception modules that the side classifiers see."""
+    """Only those two Inception modules that the auxiliary classifiers take."""
     small = dict.fromkeys(("inception4a", "inception4d"), (2, (2, 4), (2, 4), 2))
     monkeypatch.setattr(googlenet, "INCEPTIONS", small)
 
@@ -66,14 +66,14 @@ def loss_of(model, variables, images):
             rngs={"dropout": jax.random.key(0, impl="unsafe_rbg")},
         )
         outputs = [logits, *jax.tree.leaves(updated.get("aux_logits", {}))]
-        # Weighted, because the sum over a map that a norm put out does not depend on what came in.
+        # Weighted, because the sum over a norm's output does not depend on what came in.
         return sum((jnp.cos(jnp.arange(out.size)).reshape(out.shape) * out).sum() for out in outputs), updated
 
     return loss
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_is_the_same_and_every_block_is_computed_again(family, few_inceptions, x64):
+def test_training_is_the_same_and_every_block_is_recomputed(family, few_inceptions, x64):
     plain, again = (
         small_net(family, remat=remat, dtype="float64", param_dtype="float64") for remat in (False, True)
     )
@@ -82,8 +82,8 @@ def test_training_is_the_same_and_every_block_is_computed_again(family, few_ince
     steps = [jax.value_and_grad(loss_of(model, variables, images), has_aux=True) for model in (plain, again)]
     traced = jax.jit(lambda params: [step(params) for step in steps]).trace(variables["params"])
 
-    # All that the forward pass keeps for a block enters the equation that computes it again: the maps that the
-    # block took, and none from inside it. Besides there is the gradient of what it put out.
+    # All that the forward pass keeps for a block enters the equation that recomputes it: the block's input feature
+    # maps and none from inside it. The gradient with respect to its output enters, too.
     blocks = [equation for equation in traced.jaxpr.eqns if equation.primitive is REMAT]
     maps = [sum(argument.aval.shape[:1] == (BATCH,) for argument in block.invars) - 1 for block in blocks]
     assert maps[::-1] == NETS[family][2]

@@ -1,4 +1,4 @@
-"""Local response normalisation: the paper's formula in a plain loop, torch's values, gradients."""
+"""Local response normalization: the paper's formula in a plain loop, torch's values, gradients."""
 
 import functools
 import json
@@ -30,12 +30,12 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 def test_values_are_those_of_torch(case, sizes, x64):
     kind, size, *constants = case.split()
     alpha, beta, k = map(float, constants)
-    normalise = functools.partial(
+    normalize = functools.partial(
         local_response_norm, size=int(size), alpha=alpha, beta=beta, k=k, divide_by_size=True
     )
     shapes = {n: (2, 3, 3, n) if kind == "lrn" else (1, n, n, 7) for n in sizes}
-    maps = [3 * formula.values(f"{kind}{n}", shape) for n, shape in shapes.items()]
-    outputs = jax.jit(lambda maps: [normalise(x) for x in maps]).lower(maps).compile(QUICK)(maps)
+    inputs = [3 * formula.values(f"{kind}{n}", shape) for n, shape in shapes.items()]
+    outputs = jax.jit(lambda inputs: [normalize(x) for x in inputs]).lower(inputs).compile(QUICK)(inputs)
     for n, output in zip(sizes, outputs, strict=True):
         assert output.shape == shapes[n] and output.dtype == jnp.float64
         found, recorded = formula.fingerprint(output)[:2], RECORDED[case][n - 1][2:]
@@ -60,9 +60,9 @@ def test_values_are_those_of_the_paper_written_as_a_loop(options, n, alpha, beta
         for j in range(max(0, i - n // 2), min(channels - 1, i + n // 2) + 1):
             total = total + a[..., j] ** 2
         b[..., i] = a[..., i] / (k + alpha * total) ** beta
-    normalise = jax.jit(functools.partial(local_response_norm, **options))
-    np.testing.assert_allclose(normalise(a), b, rtol=1e-12)
-    np.testing.assert_allclose(normalise(a[0, 0]), b[0, 0], rtol=1e-12)
+    normalize = jax.jit(functools.partial(local_response_norm, **options))
+    np.testing.assert_allclose(normalize(a), b, rtol=1e-12)
+    np.testing.assert_allclose(normalize(a[0, 0]), b[0, 0], rtol=1e-12)
 
 
 def test_gradient_is_the_quotient_of_differences(x64):
@@ -107,10 +107,10 @@ def test_gradient_is_finite_where_all_is_zero():
 
 def test_bfloat16_stays_bfloat16_and_near_the_exact_value():
     exact = jnp.asarray(30 * formula.values("bfloat16", (2, 2, 2, 16)), jnp.bfloat16)
-    normalise = jax.jit(functools.partial(local_response_norm, alpha=1e-2))
-    rounded = normalise(exact)
+    normalize = jax.jit(functools.partial(local_response_norm, alpha=1e-2))
+    rounded = normalize(exact)
     assert rounded.dtype == jnp.bfloat16
-    np.testing.assert_allclose(rounded.astype(jnp.float32), normalise(exact.astype(jnp.float32)), rtol=0.03)
+    np.testing.assert_allclose(rounded.astype(jnp.float32), normalize(exact.astype(jnp.float32)), rtol=0.03)
 
 
 def test_half_precision_does_not_overflow():

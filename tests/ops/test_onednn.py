@@ -199,14 +199,3 @@ def test_programs_are_made_once_a_shape_and_so_many_at_most():
             print(served.index(False), served.count(True), onednn.library()._used)
     """
     assert python(code).stdout == "32 32 32\n" * 2
-
-
-def test_cores_are_those_of_the_affinity_and_of_the_share(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
-    limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(onednn, "SHARE", limit)
-    for text, cores in (("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 6)):
-        limit.write_text(text)
-        assert onednn.available_cores() == cores
-    limit.unlink()
-    assert onednn.available_cores() == 6

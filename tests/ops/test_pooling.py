@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from flaxcnn import UserError
-from flaxcnn.ops.pooling import adaptive_average_pool, average_pool, global_average_pool, max_pool
+from flaxcnn.ops import adaptive_average_pool, average_pool, global_average_pool, max_pool
 from tests.reference import formula
 
 RECORDED = json.loads(Path(formula.__file__).with_name("pooling.json").read_text())
@@ -53,10 +53,10 @@ def attempt(pool, x):
 )
 @pytest.mark.parametrize("group", GROUPS)
 def test_values_and_refusals_are_those_of_torch(group, sizes, x64):
-    maps = [formula.values(f"pooling{n}", (1, n, n, 3)) for n in sizes]
+    inputs = [formula.values(f"pooling{n}", (1, n, n, 3)) for n in sizes]
     pools = {case: operation(case) for case in GROUPS[group]}
-    program = jax.jit(lambda maps: {case: [attempt(pool, x) for x in maps] for case, pool in pools.items()})
-    for case, outputs in program.lower(maps).compile(QUICK)(maps).items():
+    program = jax.jit(lambda inputs: {case: [attempt(pool, x) for x in inputs] for case, pool in pools.items()})
+    for case, outputs in program.lower(inputs).compile(QUICK)(inputs).items():
         for n, output in zip(sizes, outputs, strict=True):
             recorded, which = RECORDED[case][n - 1], f"{case} of {n} pixels"
             assert (output is None) == (recorded is None), which
@@ -170,8 +170,8 @@ def test_gradient_of_a_mean_spreads_evenly_over_its_bin(pool, rows, columns, x64
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
             values[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
-            share = cotangent[:, i : i + 1, j : j + 1] / ((bottom - top) * (right - left))
-            expected[:, top:bottom, left:right] += share
+            part = cotangent[:, i : i + 1, j : j + 1] / ((bottom - top) * (right - left))
+            expected[:, top:bottom, left:right] += part
     np.testing.assert_allclose(jax.jit(pool)(x), values, rtol=1e-12)
     np.testing.assert_allclose(gradient(pool, x, cotangent), expected, rtol=1e-12)
 
@@ -182,7 +182,7 @@ def test_large_windows():
     np.testing.assert_array_equal(max_pool(x, 9, 1, padding=4)[:, 13, 4], x[:, 9:].max((1, 2)))
 
 
-def test_ceil_mode_drops_a_window_that_starts_beyond_the_map():
+def test_ceil_mode_drops_a_window_that_starts_beyond_the_feature_map():
     # Windows start at -1, 1 and 3 of 3 pixels; the last would see padding alone. The values are torch's.
     x = jnp.arange(9.0).reshape(1, 3, 3, 1)
     window = {"window": 2, "stride": 2, "padding": 1, "ceil_mode": True}
@@ -198,20 +198,20 @@ def test_ceil_mode_drops_a_window_that_starts_beyond_the_map():
 
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
 @pytest.mark.parametrize("shape", [(1, 2, 9, 1), (1, 9, 2, 1)])
-def test_a_window_larger_than_the_map_is_refused(pool, shape):
-    message = "^a window of 5 does not fit a map of 2 pixels: the images are too small$"
+def test_a_window_larger_than_the_feature_map_is_refused(pool, shape):
+    message = "^a window of 5 does not fit a feature map of 2 pixels: the images are too small$"
     with pytest.raises(UserError, match=message):
         pool(jnp.zeros(shape), 5, 2, padding=1)
     assert pool(jnp.zeros(shape), 5, 2, padding=2).shape == tuple({9: 5, 2: 1}.get(size, 1) for size in shape)
 
 
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
-def test_maps_without_a_batch_are_refused(pool):
+def test_feature_maps_without_a_batch_are_refused(pool):
     with pytest.raises(ValueError, match=r"\(batch, height, width, channels\), got \(4, 4, 1\)"):
         pool(jnp.zeros((4, 4, 1)), 2, 2)
 
 
-def test_a_map_of_the_wanted_size_is_left_alone():
+def test_a_feature_map_of_the_wanted_size_is_left_alone():
     x = jnp.ones((1, 5, 3, 2))
     assert adaptive_average_pool(x, (5, 3)) is x
     assert adaptive_average_pool(x, (3, 5)).shape == (1, 3, 5, 2)

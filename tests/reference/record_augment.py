@@ -5,14 +5,14 @@ From the root of the repository, with a Python that has torch:
     /usr/bin/python3 -m tests.reference.record_augment
 
 The recording, augment.npz, was made with torch 1.13 and torchvision 0.14, on tensors. The images are those of
-`pictures`, which the tests make too. Arrays of images are NHWC:
+`images`, which the tests make too. Arrays of images are NHWC:
 
     adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue: of "colour", with each factor in FACTORS,
         (5, 2, 12, 11, 3); grey_adjust_brightness and so on: of "grey", (5, 1, 9, 9, 1)
     rand_augment, trivial_augment: the magnitudes of the policies for images of 16 x 14, (14, 31) float32, in the
         order of OPERATIONS; 0 where an operation has none
     rand_augment_224: the same for images of 224 x 224
-    cases: (N, 3) float32, the number of an operation, a magnitude, and the number of a set of pictures in SETS
+    cases: (N, 3) float32, the number of an operation, a magnitude, and the number of a set of images in SETS
     colour, grey, places, odd_places, scene: the outputs of the cases of this set, stacked in order
 """
 
@@ -52,7 +52,7 @@ RECORDED_BINS = {"rand_augment": (0, 4, 9, 20, 30), "trivial_augment": (4, 10, 1
 SETS = ("colour", "grey", "places", "odd_places", "scene")
 
 
-def pictures(name: str) -> np.ndarray:
+def images(name: str) -> np.ndarray:
     """Uint8 images, NHWC, that depend on the name alone.
 
     "colour" is noise over half of the range and over all of it, 2 x 12 x 11 x 3; "grey" is a ramp with noise,
@@ -92,8 +92,8 @@ def main() -> None:
     recorded = {}
     for name, factors in FACTORS.items():
         operation = getattr(functional, name)
-        for key, images in ((name, pictures("colour")), (f"grey_{name}", pictures("grey"))):
-            recorded[key] = np.stack([each(operation, images, factor) for factor in factors])
+        for key, inputs in ((name, images("colour")), (f"grey_{name}", images("grey"))):
+            recorded[key] = np.stack([each(operation, inputs, factor) for factor in factors])
 
     rand_augment, trivial_augment = autoaugment.RandAugment(), autoaugment.TrivialAugmentWide()
     recorded["rand_augment"] = magnitudes(rand_augment._augmentation_space(31, (16, 14)))
@@ -110,7 +110,7 @@ def main() -> None:
         for name in sets:
             for magnitude in sorted({float(sign * strength) for strength in strengths for sign in signs}):
                 cases.append((number, magnitude, SETS.index(name)))
-                outputs[name].append(each(apply, pictures(name), operation, magnitude))
+                outputs[name].append(each(apply, images(name), operation, magnitude))
     recorded["cases"] = np.array(cases, np.float32)
     recorded |= {name: np.stack(stack) for name, stack in outputs.items()}
     np.savez_compressed(PATH, **recorded)

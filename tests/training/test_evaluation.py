@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from flaxcnn.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
-from flaxcnn.data.delivery import Delivery
+from flaxcnn.data.dataset import ImageDataset
+from flaxcnn.data.loading.loader import open_loaders
+from flaxcnn.parallel.strategy import Strategy
 from flaxcnn.training.evaluation import evaluation_batch_size, make_evaluator
 from flaxcnn.training.experiment import make_experiment
-from flaxcnn.training.feed import open_splits
-from flaxcnn.training.parallel import Strategy
 from flaxcnn.training.state import TrainState
-from tests.pictures import Pictures
+from tests.images import ArraySource
 from tests.variables import random_variables
 
 NAMES = tuple("abcdefghij")
@@ -21,7 +21,7 @@ NAMES = tuple("abcdefghij")
 def dataset():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (10000, 12, 12, 1), np.uint8)
-    return Pictures(images, rng.integers(0, 10, 10000).astype(np.int32))
+    return ArraySource(images, rng.integers(0, 10, 10000).astype(np.int32))
 
 
 def evaluate(dataset, batch_size, name="jit", **data):
@@ -36,8 +36,9 @@ def evaluate(dataset, batch_size, name="jit", **data):
     strategy = Strategy(name)
     state = jax.device_put(state, strategy.replicated)
     sizes = {"test": evaluation_batch_size(config, len(dataset), strategy)}
-    with open_splits(config, strategy, {"test": Delivery(dataset, (12, 12, 1))}, sizes, 2**30) as splits:
-        return make_evaluator(experiment, strategy)(state, splits["test"])
+    datasets = {"test": ImageDataset(dataset, (12, 12, 1))}
+    with open_loaders(config.data, strategy, datasets, sizes, 2**30) as loaders:
+        return make_evaluator(experiment, strategy, loaders["test"])(state)
 
 
 @pytest.mark.slow
@@ -55,7 +56,7 @@ def test_exactly_ten_thousand_for_every_batch_size(dataset):
 @pytest.mark.parametrize("name", ["shard_map", "pmap"])
 @pytest.mark.parametrize("batch_size", [1, 300, 20_000])
 def test_eight_devices_count_the_same(dataset, name, batch_size):
-    few = Pictures(dataset.images[:1003], dataset.labels[:1003])
+    few = ArraySource(dataset.images[:1003], dataset.labels[:1003])
     expected, result = evaluate(few, 1003), evaluate(few, batch_size, name)
     assert result.count == 1003 and result.accuracy == expected.accuracy
     np.testing.assert_array_equal(result.confusion, expected.confusion)
@@ -66,7 +67,7 @@ def test_eight_devices_count_the_same(dataset, name, batch_size):
     [("jit", 1, 100, 0), ("shard_map", 2, 100, 2), ("pmap", 2, 7, 0), ("shard_map", 8, 256, 0)],
 )
 def test_a_stream_counts_the_same(dataset, monkeypatch, name, devices, batch_size, workers):
-    few = Pictures(dataset.images[:1003], dataset.labels[:1003])
+    few = ArraySource(dataset.images[:1003], dataset.labels[:1003])
     expected = evaluate(few, 1003)
     some = jax.devices()[:devices]
     monkeypatch.setattr(jax, "devices", lambda: some)
@@ -78,7 +79,7 @@ def test_a_stream_counts_the_same(dataset, monkeypatch, name, devices, batch_siz
 
 
 def test_class_accuracy_is_the_share_of_each_row(dataset):
-    few = Pictures(dataset.images[:50], np.minimum(dataset.labels[:50], 8))
+    few = ArraySource(dataset.images[:50], np.minimum(dataset.labels[:50], 8))
     result = evaluate(few, 16)
     expected = [(row[index] / row.sum()) if row.sum() else np.nan for index, row in enumerate(result.confusion)]
     np.testing.assert_allclose(result.class_accuracy, expected)
@@ -88,8 +89,8 @@ def test_class_accuracy_is_the_share_of_each_row(dataset):
 def test_a_count_that_is_off_is_an_error(dataset, monkeypatch):
     import flaxcnn.training.evaluation as evaluation
 
-    batches = evaluation.evaluation_batches
-    monkeypatch.setattr(evaluation, "evaluation_batches", lambda *a, **k: list(batches(*a, **k))[:-1])
+    batches = evaluation.evaluation_indices
+    monkeypatch.setattr(evaluation, "evaluation_indices", lambda *a, **k: list(batches(*a, **k))[:-1])
     for policy in ("stop", "skip"):
         with pytest.raises(RuntimeError, match="evaluated 9984 of 10000 examples"):
             evaluate(dataset, 256, bad_images=policy)

@@ -18,13 +18,17 @@ from ml_collections import ConfigDict
 
 from flaxcnn import UserError
 from flaxcnn.config import to_dict
+from flaxcnn.data.loading.loader import open_loaders
 from flaxcnn.errors import printable
-from flaxcnn.training import loop, plan, program
-from flaxcnn.training import workdir as workdir_lib
-from flaxcnn.training.checkpoint import Checkpoints
-from flaxcnn.training.inference import evaluate, load_trained
-from flaxcnn.training.logging import read_metrics
-from tests.pictures import write_folder
+from flaxcnn.parallel.memory import memory_for_data
+from flaxcnn.runs import workdir as workdir_lib
+from flaxcnn.runs.checkpoint import Checkpoints
+from flaxcnn.runs.recorder import read_metrics
+from flaxcnn.training import compiled_steps, loop, plan
+from flaxcnn.training.evaluation import Evaluation
+from flaxcnn.training.setup import setup
+from flaxcnn.training.trained import evaluate, load_trained
+from tests.images import write_folder
 
 DATA = {"class_names": ["a", "b"], "image_shape": [8, 8, 1], "fingerprint": "f"}
 TIMES = ("images_per_second", "waiting_for_data")
@@ -120,8 +124,8 @@ def test_the_step_compiles_once_also_after_a_restart(
 
         return step
 
-    make = program.make_train_step
-    monkeypatch.setattr(program, "make_train_step", counted)
+    make = compiled_steps.make_train_step
+    monkeypatch.setattr(compiled_steps, "make_train_step", counted)
     config.logging.every, config.evaluation.every, config.checkpoint.every = "5 steps", "7 steps", "9 steps"
     for duration in ("1.5 epochs", "3 epochs"):
         config.duration = duration
@@ -163,62 +167,58 @@ class Host:
         return self
 
 
-def reads_of_a_run(config, tmp_path, monkeypatch, steps, take_steps):
-    """Runs the loop with a step that returns at once, and returns how often it asked for a value."""
-    config.batch_size, config.duration = 16, f"{steps} steps"
-    config.logging.every = config.evaluation.every = config.checkpoint.every = "1000 steps"
-    monkeypatch.setattr(loop, "make_take_steps", lambda *_: (take_steps, {}))
-    monkeypatch.setattr(loop, "make_evaluator", lambda *_: lambda state, data: Fake())
-    monkeypatch.setattr(loop, "Checkpoints", Fake)
-    monkeypatch.setattr(loop, "_health", lambda carry: (float(carry.epoch["loss"]) == 0, 0))
-    for name in ("write_results", "print_evaluation", "draw_results", "describe", "say"):
-        monkeypatch.setattr(loop, name, lambda *_, **__: None)
-    Host.reads = 0
-    loop.fit(config, tmp_path / f"run{steps}", console=rich.console.Console(file=io.StringIO()))
-    return Host.reads
+class Steps:
+    """Steps that return at once, with leaves that note when they are read; the last ones are real arrays."""
+
+    steps_per_call = 1
+
+    def __init__(self, loop_state, count, look):
+        self.loop_state, self.left, self.look = loop_state, count, look
+
+    def __call__(self, loop_state, batch):
+        self.left -= 1
+        if not self.left:
+            return self.loop_state
+        loop_state = jax.tree.map(lambda _: Host(), self.loop_state)
+        self.look(loop_state)
+        return loop_state
 
 
-class Fake:
-    """An evaluation, and a place for checkpoints, without effect."""
-
-    accuracy, scalars = 0.5, {"accuracy": 0.5}
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
+class NoCheckpoints:
     def save(self, *_):
         pass
 
-    def finish(self):
-        pass
 
-    def restore_newest(self, *_):
-        return None
+def reads_of_a_run(config, workdir, count, look):
+    """Runs the loop with steps that return at once, and returns how often it asked for a value."""
+    config.batch_size, config.duration = 16, f"{count} steps"
+    config.logging.every = config.evaluation.every = config.checkpoint.every = "1000 steps"
+    run = setup(config, workdir)
+    workdir.mkdir()
+    console = rich.console.Console(file=io.StringIO())
+    evaluation = Evaluation(1, 0.0, 0.5, 0.5, None)
+    loop_state = run.experiment.create_loop_state(run.experiment.optimizer())
+    with open_loaders(config.data, run.strategy, run.datasets, run.batch_sizes, memory_for_data()) as loaders:
+        steps = Steps(loop_state, count, look)
+        Host.reads = 0
+        loop.train(
+            run,
+            steps,
+            loop_state,
+            loaders["train"],
+            lambda state: {"test": evaluation},
+            NoCheckpoints(),
+            console,
+            0.0,
+        )
+        return Host.reads
 
 
-def returns_at_once(carry, data, given, count):
-    return jax.tree.map(lambda _: Host(), carry)
-
-
-def waits(look):
-    def step(carry, data, given, count):
-        carry = returns_at_once(carry, data, given, count)
-        look(carry)
-        return carry
-
-    return step
-
-
-def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch):
+def test_no_step_waits_for_the_device(config, tmp_path):
     # 1438 // 16 = 89 steps an epoch: both runs end within the first, so both have the same records to write.
     short, long = (
-        reads_of_a_run(copy.deepcopy(config), tmp_path, monkeypatch, steps, returns_at_once) for steps in (8, 88)
+        reads_of_a_run(copy.deepcopy(config), tmp_path / str(count), count, lambda loop_state: None)
+        for count in (8, 88)
     )
     assert short == long > 0
 
@@ -226,17 +226,15 @@ def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "look",
     [
-        lambda carry: float(carry.interval["loss"]),
-        lambda carry: int(carry.state.step),
-        lambda carry: np.asarray(carry.state.params["conv1"]["conv"]["bias"]),
-        lambda carry: jax.device_get(carry.epoch),
-        lambda carry: carry.state.step.block_until_ready(),
+        lambda loop_state: float(loop_state.interval["loss"]),
+        lambda loop_state: int(loop_state.state.step),
+        lambda loop_state: np.asarray(loop_state.state.params["conv1"]["conv"]["bias"]),
+        lambda loop_state: jax.device_get(loop_state.epoch),
+        lambda loop_state: loop_state.state.step.block_until_ready(),
     ],
 )
-def test_the_measurement_shows_a_wait_where_there_is_one(config, tmp_path, monkeypatch, look):
-    short, long = (
-        reads_of_a_run(copy.deepcopy(config), tmp_path, monkeypatch, steps, waits(look)) for steps in (8, 88)
-    )
+def test_the_measurement_shows_a_wait_where_there_is_one(config, tmp_path, look):
+    short, long = (reads_of_a_run(copy.deepcopy(config), tmp_path / str(count), count, look) for count in (8, 88))
     assert long - short >= 80
 
 
@@ -339,7 +337,7 @@ def test_tuples_and_lists_are_the_same_experiment(config, tmp_path, value):
         ),
         (
             lambda c: setattr(c.augment, "lighting", 0.1),
-            "lighting is for colour, and the images of digits are grey",
+            "lighting is for color, and the images of digits are gray",
         ),
     ],
 )
@@ -401,7 +399,7 @@ def test_a_signal_saves_and_the_next_start_continues_with_the_next_batch(
     config, tmp_path, console, monkeypatch, number
 ):
     expected = loop.fit(config, tmp_path / "whole", console=console)
-    batch, handler = plan.training_batch, signal.getsignal(number)
+    batch, handler = plan.training_indices, signal.getsignal(number)
 
     def interrupted(seed, epoch, step, **sizes):
         if (epoch, step) == (1, 9):
@@ -409,7 +407,7 @@ def test_a_signal_saves_and_the_next_start_continues_with_the_next_batch(
         return batch(seed, epoch, step, **sizes)
 
     with monkeypatch.context() as patched:
-        patched.setattr(plan, "training_batch", interrupted)
+        patched.setattr(plan, "training_indices", interrupted)
         with pytest.raises(loop.Interrupted, match="saved after step 32 of 44") as raised:
             loop.fit(config, tmp_path / "run", console=console)
         assert raised.value.exit_code == 128 + number
@@ -427,14 +425,14 @@ def test_a_signal_saves_and_the_next_start_continues_with_the_next_batch(
 def indices_seen(monkeypatch):
     """The examples that each step sees, as the loop asks for them."""
     seen = []
-    batch = plan.training_batch
+    batch = plan.training_indices
 
     def noted(seed, epoch, step, **sizes):
         indices = batch(seed, epoch, step, **sizes)
         seen.append(tuple(indices))
         return indices
 
-    monkeypatch.setattr(plan, "training_batch", noted)
+    monkeypatch.setattr(plan, "training_indices", noted)
     return seen
 
 
@@ -464,7 +462,7 @@ def test_a_checkpoint_goes_on_under_another_strategy(config, tmp_path, console, 
 
 def test_devices_that_cannot_share_a_batch_are_said(config, tmp_path, console):
     config.parallel.strategy, config.batch_size = "shard_map", 30
-    with pytest.raises(UserError, match="batch_size is 30, which 8 devices cannot share; write 24 or 32"):
+    with pytest.raises(UserError, match="batch_size is 30, which 8 devices cannot divide evenly; write 24 or 32"):
         loop.fit(config, tmp_path / "run", console=console)
     config.batch_size, config.parallel.micro_batches = 32, 3
     with pytest.raises(UserError, match=r"micro_batches is 3, .* 4 images of a device.*; write a divisor of 4"):
@@ -508,8 +506,8 @@ def test_float16_trains_with_a_loss_scale(config, tmp_path, console):
 @pytest.mark.slow
 def test_memory_that_does_not_suffice_is_said_before_anything_is_written(config, tmp_path, console, monkeypatch):
     needed = iter([8000, 5000, 3000])  # of 1, 2 and 4 micro-batches
-    monkeypatch.setattr(program.memory, "program_bytes", lambda program: next(needed) << 20)
-    monkeypatch.setattr(program.memory, "device_bytes", lambda device: 4000 << 20)
+    monkeypatch.setattr(compiled_steps.memory, "program_bytes", lambda program: next(needed) << 20)
+    monkeypatch.setattr(compiled_steps.memory, "device_bytes", lambda device: 4000 << 20)
     with pytest.raises(
         UserError, match=r"takes 7\.8 GiB .*has 3\.9 GiB; --config\.parallel\.micro_batches=4 takes 2\.9"
     ):

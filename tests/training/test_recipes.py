@@ -1,4 +1,4 @@
-"""The recipes: what they say is what they do, they build what they name, and they take steps on pictures."""
+"""The recipes: what they say is what they do, they build what they name, and they take steps on images."""
 
 import ast
 import dataclasses
@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,21 @@ import pytest
 import rich.console
 import sklearn.datasets
 
-from flaxcnn import create_model, flags
-from flaxcnn.config import get_leaf, to_steps
-from flaxcnn.flags import load_config
+from flaxcnn import create_model
+from flaxcnn.commands import train_flags
+from flaxcnn.commands.main import main
+from flaxcnn.config import to_steps
+from flaxcnn.config.geometry import EvaluationGeometry
+from flaxcnn.config.leaves import get_leaf
+from flaxcnn.config.recipes import load_config
 from flaxcnn.models import googlenet, model_info
-from flaxcnn.training import feed, loop
+from flaxcnn.runs.recorder import read_metrics
+from flaxcnn.training import loop, setup
 from flaxcnn.training.experiment import check_config, make_experiment
-from flaxcnn.training.feed import evaluation_size
-from flaxcnn.training.logging import read_metrics
 from flaxcnn.training.optimizer import make_schedule
 from tests.conftest import ROOT
+from tests.images import ArraySource, piece
 from tests.marks import sampled
-from tests.pictures import Pictures, piece
 
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py"))
 # Networks of their published size, for an accelerator; the others are small and for a CPU.
@@ -36,10 +40,10 @@ PUBLISHED = [
     if path.split("/")[1] in ("imagenet", "cifar10", "cifar100", "svhn")
     or path.endswith(("resnet18.py", "wrn_28_10.py"))
 ]
-OWN_PICTURES = "configs/folder.py"
+OWN_IMAGES = "configs/folder.py"
 # torchvision's recipe of 2021 with the networks of other recipes.
 MODERN = [path for path in RECIPES if path.endswith("_modern.py")]
-SMALL = sorted(set(RECIPES) - {*PUBLISHED, OWN_PICTURES})
+SMALL = sorted(set(RECIPES) - {*PUBLISHED, OWN_IMAGES})
 FAMILIES = [path for path in SMALL if path.startswith("configs/fashion_mnist/")]
 
 
@@ -60,7 +64,7 @@ DATA_SETS = {
     "fashion_mnist": DataSet((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
     "mnist": DataSet((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
     "digits": DataSet((8, 8, 1), 10, {"train": 1_438, "test": 359}),
-    "folder:pictures": DataSet((None, None, 3), 2, {"train": 400, "test": 100}),
+    "folder:PATH": DataSet((None, None, 3), 2, {"train": 400, "test": 100}),
 }
 
 
@@ -81,7 +85,7 @@ def experiment_of(path):
     """What the recipe describes; its network is traced if evaluation shows another size than training."""
     config, data_set = load(path)
     height, width, channels = data_set.image_shape
-    size = evaluation_size(config)
+    size = EvaluationGeometry.of(config.data, config.evaluation).decode_size
     shape = (height or size, width or size, channels)
     return make_experiment(config, tuple(map(str, range(data_set.classes))), shape)
 
@@ -97,41 +101,44 @@ def test_every_folder_has_its_recipes():
     assert len(SMALL) == 14 and len(FAMILIES) == 11
 
 
-@pytest.mark.parametrize("path", PUBLISHED + SMALL)
-def test_the_docstring_is_of_this_recipe(path):
+@pytest.mark.parametrize("path", RECIPES)
+def test_the_commands_of_a_docstring_prepare_and_train_this_recipe(path, monkeypatch):
     config, _ = load(path)
-    text = docstring(path)
-    lines = text.splitlines()
-    assert lines[0].endswith(".") and not lines[1] and len(lines) <= 20
-    commands = [line.strip() for line in lines if line.startswith("    python")]
-    train = "python train.py" if path == "configs/digits_lenet5.py" else f"python train.py --config={path}"
-    assert commands[-1] == train
-    if config.data.name == "digits":
-        assert len(commands) == 1
+    monkeypatch.chdir(ROOT)
+    prepared, trained = [], []
+    monkeypatch.setattr("flaxcnn.commands.prepare._prepare", prepared.append)
+    monkeypatch.setattr("flaxcnn.commands.train.main", lambda argv: trained.append(argv) or 0)
+    for line in docstring(path).splitlines():
+        if line.startswith("    python"):
+            _, *words = shlex.split(line, comments=True)
+            program = words.pop(0)
+            if program == "-m":
+                assert words.pop(0) == "flaxcnn" and main(words) == 0
+            else:
+                assert program == "train.py"
+                trained.append([program, *words])
+    (command,) = trained
+    found = train_flags.parse(command, ROOT / "configs" / "digits_lenet5.py").config
+    if path == OWN_IMAGES:
+        assert found.data.name.startswith("folder:") and not prepared
+        found.data.name = config.data.name
+    elif config.data.name == "digits":
+        assert not prepared
     else:
-        assert re.match(rf"python -m flaxcnn prepare {config.data.name}(?!\S)", commands[0])
-        assert ("--from" in commands[0]) == (config.data.name == "imagenet2012")  # TFDS cannot download it
-    text = " ".join(text.split())
-    assert re.search(r"has not been run|Test accuracy 0\.\d{4}", text)
-    if path in PUBLISHED:
-        assert "It has not been run here." in text
-        assert re.search(r" here\. (Published: .*\d|No published figure)", text)
+        (arguments,) = prepared
+        assert arguments.name == config.data.name
+        assert (arguments.source is not None) == (config.data.name == "imagenet2012")  # TFDS cannot download it
+    assert found == config
 
 
-@pytest.mark.parametrize("path", PUBLISHED + SMALL)
-def test_the_numbers_of_the_docstring_are_those_of_the_recipe(path):
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_the_figures_of_a_docstring_are_those_of_the_recipe(path):
     config, _ = load(path)
-    text = " ".join(docstring(path).split())
-    stated = re.search(r"Batch ([\d,]+) for ([\d,]+ (?:epochs|steps))", text)
-    assert stated or path in SMALL
-    if stated:
-        assert int(stated[1].replace(",", "")) == config.batch_size
-        assert stated[2].replace(",", "") == config.duration
-    for images, devices in re.findall(r"([48]) GPUs with (\d+) images each, as theirs", text):
-        assert int(images) * int(devices) == config.batch_size
-    if config.evaluation.views == "ten_crop":
-        assert "ten crops of 224" in text.lower()
-    for crop, side in re.findall(r"(?:one crop|ten crops) of (\d+) from (\d+) pixels", text)[:1]:
+    text = " ".join(docstring(path).split()).replace(",", "")
+    assert re.search(rf"\b{config.batch_size}\b", text) and re.search(rf"\b{config.duration}\b", text)
+    for devices, images in re.findall(r"(\d+) GPUs with (\d+) images each", text):
+        assert int(devices) * int(images) == config.batch_size
+    for crop, side in re.findall(r"of (\d+) from (\d+) pixels", text)[:1]:
         assert int(crop) == (config.evaluation.image_size or config.data.image_size)
         assert int(side) == config.evaluation.shorter_side
 
@@ -142,7 +149,7 @@ def test_every_flag_and_file_that_a_docstring_names_works(path):
     for other in re.findall(r"configs/\w+/\w+\.py", text):
         assert other in RECIPES
     for flag in re.findall(r"--config\.\S+?=[\w.]+", text):
-        command = flags.parse(["train.py", f"--config={ROOT / path}", flag.rstrip(".")], ROOT / path)
+        command = train_flags.parse(["train.py", f"--config={ROOT / path}", flag.rstrip(".")], ROOT / path)
         check_config(command.config)
         leaf, value = flag.removeprefix("--config.").rstrip(".").split("=")
         before, after = load(path)[0], command.config
@@ -287,8 +294,8 @@ def test_the_network_is_built_at_its_own_size_with_its_own_classes(path):
     experiment = experiment_of(path)
     model, evaluation = experiment.model, config.evaluation
     assert model.num_classes == data_set.classes
-    pictures = jax.ShapeDtypeStruct((1, *experiment.image_shape), jnp.uint8)
-    views = jax.eval_shape(experiment.views, pictures)
+    stored = jax.ShapeDtypeStruct((1, *experiment.image_shape), jnp.uint8)
+    views = jax.eval_shape(experiment.views, stored)
     assert len(views) == {"center": 1, "ten_crop": 10}[evaluation.views]
     size = evaluation.image_size or config.data.image_size or data_set.image_shape[0]
     assert {view.shape for view in views} == {(1, size, size, data_set.image_shape[2])}
@@ -335,7 +342,7 @@ def shrink(config, monkeypatch):
         evaluation.shorter_side = evaluation.shorter_side and evaluation.shorter_side // 2
 
 
-def pictures_of(data_set, count):
+def source_of(data_set, count):
     """Pieces of photographs in the shape of the data set's, and labels from the first class to the last."""
     height, width, channels = data_set.image_shape
     images = [
@@ -344,7 +351,7 @@ def pictures_of(data_set, count):
     ]
     labels = np.linspace(0, data_set.classes - 1, count).astype(np.int32)
     class_names = tuple(map(str, range(data_set.classes)))
-    return Pictures(
+    return ArraySource(
         [image[..., :channels] for image in images],
         labels,
         class_names=class_names,
@@ -360,7 +367,7 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("path", sampled([*PUBLISHED, OWN_PICTURES], every=9))
+@pytest.mark.parametrize("path", sampled([*PUBLISHED, OWN_IMAGES], every=9))
 def test_every_published_recipe_takes_two_steps_and_evaluates(path, monkeypatch, quickly_compiled, tmp_path):
     config, data_set = load(path)
     shrink(config, monkeypatch)
@@ -370,8 +377,8 @@ def test_every_published_recipe_takes_two_steps_and_evaluates(path, monkeypatch,
     config.optimizer.learning_rate *= 2 / config.batch_size
     config.batch_size, config.duration, config.evaluation.batch_size = 2, "2 steps", 1
     config.logging.every, config.data.workers, config.parallel.strategy = "1 steps", 0, "jit"
-    splits = {config.data.train_split: pictures_of(data_set, 4), config.data.test_split: pictures_of(data_set, 2)}
-    monkeypatch.setattr(feed, "open_source", lambda name, split, data_dir: splits[split])
+    splits = {config.data.train_split: source_of(data_set, 4), config.data.test_split: source_of(data_set, 2)}
+    monkeypatch.setattr(setup, "open_source", lambda name, split, data_dir: splits[split])
     result = loop.fit(config, tmp_path / "run", console=rich.console.Console(file=io.StringIO()))
 
     guess = math.log(data_set.classes)

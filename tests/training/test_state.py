@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from flaxcnn.training.state import Carry, LossScale
+from flaxcnn.training.state import LoopState, LossScale
 from flaxcnn.training.step import make_train_step
 from tests.training.test_step import Statistics, as_float, batch_of, state_of
 
@@ -41,14 +41,14 @@ def test_bytes_and_back(impl, extras):
 
 
 def test_what_a_loop_carries_goes_through_a_state_dict():
-    carry = Carry.start(state_of(Statistics(), optax.sgd(0.1)))
-    state_dict = flax.serialization.to_state_dict(carry)
+    loop_state = LoopState.start(state_of(Statistics(), optax.sgd(0.1)))
+    state_dict = flax.serialization.to_state_dict(loop_state)
     assert all(
         isinstance(leaf, (jax.Array, np.ndarray)) and leaf.dtype.kind in "fiu"
         for leaf in jax.tree.leaves(state_dict)
     )
-    restored = flax.serialization.from_state_dict(carry, state_dict)
-    assert jax.tree.structure(restored) == jax.tree.structure(carry)
+    restored = flax.serialization.from_state_dict(loop_state, state_dict)
+    assert jax.tree.structure(restored) == jax.tree.structure(loop_state)
 
 
 def test_the_shapes_of_a_state_are_target_enough():

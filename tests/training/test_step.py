@@ -13,9 +13,11 @@ import pytest
 from flaxcnn.config import DataConfig, EvaluationConfig
 from flaxcnn.data.preprocess import evaluation_inputs
 from flaxcnn.errors import UserError
+from flaxcnn.inference.views import average_views
 from flaxcnn.models import create_model
+from flaxcnn.training.losses import cross_entropy
 from flaxcnn.training.state import LossScale
-from flaxcnn.training.step import average_views, cross_entropy, make_eval_step, make_train_step
+from flaxcnn.training.step import make_eval_step, make_train_step
 from tests.variables import random_state
 
 
@@ -44,7 +46,7 @@ class Statistics(nn.Module):
         return nn.Dense(7, dtype=self.dtype)(norm(images).mean((1, 2)))
 
 
-def as_float(images, key=None, visits=None):
+def as_float(images, key=None, sample_ids=None):
     return images.astype(jnp.float32) / 255
 
 
@@ -52,14 +54,14 @@ def one_view(images):
     return [as_float(images)]
 
 
-def noisy(images, key, visits):
+def noisy(images, key, sample_ids):
     """Images and noise, of each visit's own."""
 
     def noise(visit):
         own = jax.random.fold_in(jax.random.fold_in(key, visit[0]), visit[1])
         return jax.random.uniform(own, images.shape[1:])
 
-    return as_float(images) + jax.vmap(noise)(visits)
+    return as_float(images) + jax.vmap(noise)(sample_ids)
 
 
 def batch_of(size, classes=7, shape=(2, 3, 1), mask=None):
@@ -287,7 +289,7 @@ def test_a_gradient_that_is_not_a_number_changes_nothing_in_float32():
     model, optimizer, batch = Linear(), optax.sgd(0.5, momentum=0.9), batch_of(8)
     state = state_of(model, optimizer)
 
-    def broken(images, key, visits):
+    def broken(images, key, sample_ids):
         return as_float(images).at[3].set(jnp.nan)
 
     after, metrics = jax.jit(make_train_step(model, optimizer, broken))(state, batch)
@@ -341,7 +343,7 @@ def test_running_statistics_are_those_of_the_whole_batch(x64, momentum, micro_ba
 
 def test_a_share_that_cannot_be_cut_is_refused():
     step = make_train_step(Linear(), optax.sgd(0.1), as_float, micro_batches=3)
-    with pytest.raises(ValueError, match="a share of 8 examples cannot be cut into 3 micro-batches"):
+    with pytest.raises(ValueError, match="3 micro-batches do not divide the 8 examples"):
         step(state_of(Linear(), optax.sgd(0.1)), batch_of(8))
 
 

@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(UserError, match=r"unexpected: layer9\.weight, fc\.num_batches_tracked$"):
         from_torch("resnet18", {**whole, "layer9.weight": np.zeros(3), "fc.num_batches_tracked": np.zeros(())})
     with pytest.raises(
-        UserError, match=r"misshaped: fc\.bias \[10\] instead of \[1000\] \(num_classes and channels say"
+        UserError, match=r"misshaped: fc\.bias \[10\] instead of \[1000\] \(pass num_classes and channels"
     ):
         from_torch("resnet18", {**whole, "fc.bias": np.zeros(10)})
     with pytest.raises(UserError, match=r"misshaped: conv1\.weight \[7, 7, 3, 64\] instead of \[64, 3, 7, 7\]"):
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused_by_name():
     del aux["aux2.fc1.bias"]
     with pytest.raises(UserError, match=r"missing: aux2\.fc1\.bias$"):
         from_torch("googlenet", aux)
-    with pytest.raises(UserError, match="lenet5 is no network of torchvision; those are alexnet"):
+    with pytest.raises(UserError, match="torchvision has no network lenet5; it has alexnet"):
         from_torch("lenet5", whole)
 
 

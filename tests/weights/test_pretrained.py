@@ -64,10 +64,10 @@ def test_no_classes_leave_the_pooled_features(file):
     np.testing.assert_allclose(pooled @ head["kernel"] + head["bias"], logits(*whole, images), rtol=1e-4, atol=1e-4)
 
 
-def test_one_channel_answers_as_grey_in_three(file):
-    grey = random_images(2, 40, 40, 1).astype(jnp.float32)
-    answers = logits(*load_pretrained("resnet18", file, channels=1), grey)
-    expected = logits(*load_pretrained("resnet18", file), jnp.repeat(grey, 3, axis=-1))
+def test_one_channel_answers_as_gray_in_three(file):
+    gray = random_images(2, 40, 40, 1).astype(jnp.float32)
+    answers = logits(*load_pretrained("resnet18", file, channels=1), gray)
+    expected = logits(*load_pretrained("resnet18", file), jnp.repeat(gray, 3, axis=-1))
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_a_file_with_its_own_classes_keeps_them(tmp_path):
 
 
 def test_a_file_with_one_channel_keeps_it_unless_told_otherwise(tmp_path):
-    path = tmp_path / "grey.safetensors"
+    path = tmp_path / "gray.safetensors"
     safetensors.numpy.save_file(state_dict("resnet18", channels=1), path)
     kernels = [
         load_pretrained("resnet18", path, channels=channels)[1]["params"]["stem"]["conv"]["kernel"]
@@ -99,21 +99,21 @@ def test_a_file_with_one_channel_keeps_it_unless_told_otherwise(tmp_path):
 
 
 @pytest.mark.slow
-def test_googlenet_maps_imagenets_normalisation_and_drops_auxiliary_heads(tmp_path):
+def test_googlenet_maps_imagenets_normalization_and_drops_auxiliary_heads(tmp_path):
     path = tmp_path / "googlenet.safetensors"
     safetensors.numpy.save_file(state_dict("googlenet", aux_logits=True), path)
     model, variables = load_pretrained("googlenet", path)
     assert not {"aux1", "aux2"} & (variables["params"].keys() | variables["batch_stats"].keys())
     pixels = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    normalised = (pixels - jnp.asarray(published.MEAN)) / jnp.asarray(published.STD)
+    normalized = (pixels - jnp.asarray(published.MEAN)) / jnp.asarray(published.STD)
     plain = create_model("googlenet")
     expected = logits(plain, variables, 2 * pixels - 1)
-    np.testing.assert_allclose(logits(model, variables, normalised), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(logits(model, variables, normalized), expected, rtol=1e-3, atol=1e-4)
 
     for fields in ({"aux_logits": False}, {"aux_logits": True, "num_classes": 0}, {"channels": 1}):
         model, variables = load_pretrained("googlenet", path, **fields)
-        grey = jax.ShapeDtypeStruct((1, 32, 32, fields.get("channels", 3)), jnp.float32)
-        expected = jax.eval_shape(lambda x, m=model: m.init(jax.random.key(0), x, train=False), grey)
+        gray = jax.ShapeDtypeStruct((1, 32, 32, fields.get("channels", 3)), jnp.float32)
+        expected = jax.eval_shape(lambda x, m=model: m.init(jax.random.key(0), x, train=False), gray)
         assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
         assert model.transform_input == ("channels" not in fields)
 

@@ -72,12 +72,12 @@ def check_forward(name, sizes):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_logits_and_stage_maps_equal_torchvisions_at_an_odd_size(name, x64):
+def test_logits_and_feature_maps_equal_torchvisions_at_an_odd_size(name, x64):
     check_forward(name, ["2x97x75"])
 
 
 @pytest.mark.parametrize("name", sampled(sorted(PUBLISHED), every=5))
-def test_logits_and_stage_maps_equal_torchvisions_at_both_sizes(name, x64):
+def test_logits_and_feature_maps_equal_torchvisions_at_both_sizes(name, x64):
     check_forward(name, ["1x224x224", "2x97x75"])
 
 
@@ -132,11 +132,11 @@ def test_one_step_of_sgd_changes_everything_as_torch_does(name, x64):
     before, after = (to_torch(name, tree, num_classes=10) for tree in (variables, after))
     changes = {key: after[key] - before[key] for key in before if not key.endswith("num_batches_tracked")}
     assert set(changes) == set(STEP[name]["changes"])
-    for key, (deviation, projection) in STEP[name]["changes"].items():
+    for key, (stddev, projection) in STEP[name]["changes"].items():
         # Weights and means equal torch's far below the 1e-6 asked for; the changes of biases before a norm,
         # which only weight decay moves, are the smallest.
-        assert np.sqrt(np.mean(changes[key] ** 2)) == pytest.approx(deviation, rel=1e-6), key
-        assert formula.projection(changes[key], key) == pytest.approx(projection, abs=1e-6 * deviation), key
+        assert np.sqrt(np.mean(changes[key] ** 2)) == pytest.approx(stddev, rel=1e-6), key
+        assert formula.projection(changes[key], key) == pytest.approx(projection, abs=1e-6 * stddev), key
 
 
 def with_torchs_variances(model, before, after):
