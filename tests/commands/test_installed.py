@@ -1,6 +1,7 @@
 """What a wheel installs: the command and the recipes, without a checkout."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,13 @@ from tests.conftest import ROOT
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A folder with what the wheel holds, and an environment in which it comes before the checkout."""
-    target = tmp_path_factory.mktemp("installed")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={target}", str(ROOT)]
+    target, checkout = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("checkout")
+    # A copy, because a build writes into its folder, and another process may run the other test of this file.
+    for name in ("flaxcnn", "configs"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={target}", str(checkout)]
     subprocess.run(command, check=True)
     return target, os.environ | {"PYTHONPATH": str(target)}
 
