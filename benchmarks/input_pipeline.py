@@ -61,10 +61,10 @@ def write_images(folder: Path, count: int) -> None:
 
 def measure_one_core(folder: Path) -> float:
     """Returns the images/s of one process with one thread."""
-    from flaxcnn.data.loading.worker import settle
+    from flaxcnn.data.loading.worker import configure_process
 
     dataset = _dataset(folder)
-    settle()
+    configure_process()
     images = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
     count = len(dataset.source) // BATCH * BATCH
     start = time.perf_counter()
