@@ -10,7 +10,7 @@ from jax.interpreters import batching
 
 from flaxcnn.ops import onednn_convolution
 from flaxcnn.ops.geometry import Geometry, stock, transposed, unstrided
-from flaxcnn.ops.primitives import Multilinear, fold_into_rows, is_sharded, mapped_by_stock, mapped_size
+from flaxcnn.ops.primitives import Multilinear, bind_rows, is_sharded, mapped_by_stock, mapped_size
 
 Array = jax.Array
 INPUT, KERNEL, OUTPUT = "input", "kernel", "output"
@@ -116,12 +116,7 @@ def _mapped(
     size = mapped_size(operands, axes)
     given = [name for name in (INPUT, KERNEL, OUTPUT) if name != result]
     if result != KERNEL and axes[given.index(KERNEL)] is None:
-        operands = [
-            x if axis is None else fold_into_rows([x], [axis], size)[0]
-            for x, axis in zip(operands, axes, strict=True)
-        ]
-        y = _convolution.primitive.bind(*operands, shape=(shape[0] * size, *shape[1:]), **fields)
-        return y.reshape(shape[0], size, *shape[1:]), 1
+        return bind_rows(_convolution.primitive, operands, axes, shape=shape, **fields)
     if not size:
         return jnp.zeros((0, *shape), operands[0].dtype), 0
     # Several kernels that share one input need no groups: their output features are concatenated.

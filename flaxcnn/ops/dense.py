@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.interpreters import batching
 
 from flaxcnn.ops import onednn_dense
-from flaxcnn.ops.primitives import Multilinear, fold_into_rows, is_sharded, mapped_by_stock, mapped_size
+from flaxcnn.ops.primitives import Multilinear, bind_rows, is_sharded, mapped_by_stock
 
 Array = jax.Array
 INPUT, KERNEL, OUTPUT = "input", "kernel", "output"
@@ -53,12 +53,7 @@ def _mapped(
     given = [name for name in (INPUT, KERNEL, OUTPUT) if name != result]
     if result == KERNEL or axes[given.index(KERNEL)] is not None or is_sharded(operands, axes):
         return mapped_by_stock(_dense.by_stock, operands, axes, result=result, shape=shape, **params)
-    size = mapped_size(operands, axes)
-    rows = [
-        x if axis is None else fold_into_rows([x], [axis], size)[0] for x, axis in zip(operands, axes, strict=True)
-    ]
-    y = _dense.primitive.bind(*rows, result=result, shape=(shape[0] * size, *shape[1:]), **params)
-    return y.reshape(shape[0], size, *shape[1:]), 1
+    return bind_rows(_dense.primitive, operands, axes, result=result, shape=shape, **params)
 
 
 batching.primitive_batchers[_dense.primitive] = _mapped

@@ -338,6 +338,18 @@ def key_of(call: tuple) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+def shapes_of(result: str, shape: tuple[int, ...], operands: Sequence[jax.Array]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of input, kernel and output by name; `operands` are the two other than `result`."""
+    given = iter(operands)
+    return {name: shape if name == result else next(given).shape for name in ("input", "kernel", "output")}
+
+
+def run(call: tuple, shape: tuple[int, ...], operands: Sequence[jax.Array]) -> jax.Array:
+    """Runs the program that is registered under the key of a call; the result has the dtype of the operands."""
+    like = jax.ShapeDtypeStruct(shape, operands[0].dtype)
+    return jax.ffi.ffi_call(NAME, like)(*operands, key=np.int64(key_of(call)))
+
+
 def threads_for(products: int, values: int) -> int | None:
     """Returns the fastest number of threads for a program; None for all.
 

@@ -5,7 +5,6 @@ import math
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from flaxcnn.ops import onednn
 from flaxcnn.ops.geometry import Geometry
@@ -156,13 +155,8 @@ def convolution(result: str, shape: tuple[int, ...], *operands: Array, geometry:
     library = onednn.library()
     if dtype.name not in onednn.DTYPES or library is None:
         return None
-    others = (array for array in _ARRAYS if array != result)
-    shapes = dict(zip(others, (x.shape for x in operands), strict=True)) | {result: shape}
+    shapes = onednn.shapes_of(result, shape, operands)
     call = _Call(
         result, dtype.name, **shapes, strides=geometry.strides, paddings=geometry.paddings, groups=geometry.groups
     )
-    if not _is_served(library, call):
-        return None
-    return jax.ffi.ffi_call(onednn.NAME, jax.ShapeDtypeStruct(shape, dtype))(
-        *operands, key=np.int64(onednn.key_of(call))
-    )
+    return onednn.run(call, shape, operands) if _is_served(library, call) else None

@@ -4,7 +4,6 @@ import functools
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from flaxcnn.ops import onednn
 
@@ -85,11 +84,7 @@ def dense(result: str, shape: tuple[int, ...], *operands: Array) -> Array | None
     library, dtype = onednn.library(), operands[0].dtype
     if dtype.name not in onednn.DTYPES or library is None:
         return None
-    others = [name for name in ("input", "kernel", "output") if name != result]
-    shapes = dict(zip(others, (x.shape for x in operands), strict=True)) | {result: shape}
+    shapes = onednn.shapes_of(result, shape, operands)
     (rows, channels), (_, features) = shapes["input"], shapes["kernel"]
     call = _Call(result, dtype.name, rows, channels, features)
-    if not _is_served(library, call):
-        return None
-    like = jax.ShapeDtypeStruct(shape, dtype)
-    return jax.ffi.ffi_call(onednn.NAME, like)(*operands, key=np.int64(onednn.key_of(call)))
+    return onednn.run(call, shape, operands) if _is_served(library, call) else None

@@ -142,6 +142,18 @@ def fold_into_rows(operands: Sequence[Array], axes: Sequence[int | None], size: 
     return folded
 
 
+def bind_rows(
+    new: Primitive, operands: Sequence[Array], axes: Sequence[int | None], *, shape: tuple[int, ...], **params: Any
+) -> tuple[Array, int]:
+    """Maps a primitive by merging the mapped axis into the batch; operands without that axis, as a kernel, stay."""
+    size = mapped_size(operands, axes)
+    rows = [
+        x if axis is None else fold_into_rows([x], [axis], size)[0] for x, axis in zip(operands, axes, strict=True)
+    ]
+    y = new.bind(*rows, shape=(shape[0] * size, *shape[1:]), **params)
+    return y.reshape(shape[0], size, *shape[1:]), 1
+
+
 def map_over_rows(new: Primitive, stock: Callable[..., Array]) -> None:
     """Registers the batching rule of a primitive whose operands and result all have the batch as their first axis.
 
