@@ -271,7 +271,7 @@ def disk_full_at_a_record(run: Run) -> Outcome:
 
 
 def decoder_killed(run: Run) -> Outcome:
-    """SIGKILL to a process that decodes pictures"""
+    """SIGKILL to a process that decodes images"""
     process = run.start()
     run.wait_until(lambda: run.steps_done >= 100, process)
     os.kill(decoders(process)[0], signal.SIGKILL)

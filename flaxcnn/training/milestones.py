@@ -46,6 +46,7 @@ class Milestones:
     ):
         self._run, self._evaluate, self._batches = run, evaluate, batches
         self._recorder, self._checkpoints = recorder, checkpoints
+        self._schedule = run.experiment.schedule(run.plan.per_epoch)
         self._save_is_due = False
         self.evaluations: Evaluations = {}
 
@@ -73,8 +74,7 @@ class Milestones:
         self._batches.check()
         skipped = check_health(loop_state, step)
         # Read before an evaluation lowers it: the rate of the steps taken.
-        schedule = self._run.experiment.schedule(self._run.plan.per_epoch)
-        rate = learning_rate(schedule, loop_state.state.opt_state)
+        rate = learning_rate(self._schedule, loop_state.state.opt_state)
         self._recorder.measure(step, waited=self._batches.idle_seconds)
         if self._run.plan.evaluates(step):
             loop_state = self._evaluated(step, loop_state)

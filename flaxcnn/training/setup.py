@@ -29,6 +29,7 @@ class Run:
       datasets: datasets of the splits, "train" and "test".
       plan: when to log, evaluate and save; placement on the devices.
       workdir: folder of the run.
+      data_record: class names, image shape and fingerprint of the data, as recorded in the work directory.
       changes: differences between the configuration and the one that is recorded in the work directory.
     """
 
@@ -36,6 +37,7 @@ class Run:
     datasets: Mapping[str, ImageDataset]
     plan: Plan
     workdir: Path
+    data_record: Mapping[str, Any]
     changes: list[Change]
 
     @property
@@ -53,11 +55,6 @@ class Run:
         """Global batch size for each split, "train" and "test"."""
         test = evaluation_batch_size(self.config, len(self.datasets["test"]), self.strategy)
         return {"train": self.config.batch_size, "test": test}
-
-    @property
-    def data_record(self) -> dict[str, Any]:
-        """Class names, image shape and fingerprint of the data, as recorded in the work directory."""
-        return _data_record(self.datasets)
 
 
 def setup(config: TrainConfig, workdir: str | Path) -> Run:
@@ -80,12 +77,17 @@ def setup(config: TrainConfig, workdir: str | Path) -> Run:
             "train": open_dataset(config, config.data.train_split, training=True),
             "test": open_dataset(config, config.data.test_split, training=False),
         }
-        changes = workdir_lib.check_usable(workdir, config, _data_record(datasets))
-        experiment = make_experiment(config, datasets["train"].source.class_names, datasets["test"].image_shape)
-        plan = Plan(config, len(datasets["train"]), Strategy(config.parallel.strategy))
-    fingerprints = "".join(dataset.source.fingerprint for dataset in datasets.values())
-    assert_equal_across_processes("the images", fingerprints)
-    return Run(experiment, datasets, plan, workdir, changes)
+        train, test = datasets["train"], datasets["test"]
+        record = {
+            "class_names": train.source.class_names,
+            "image_shape": test.image_shape,
+            "fingerprint": train.source.fingerprint,
+        }
+        changes = workdir_lib.check_usable(workdir, config, record)
+        experiment = make_experiment(config, train.source.class_names, test.image_shape)
+        plan = Plan(config, len(train), Strategy(config.parallel.strategy))
+    assert_equal_across_processes("the images", record["fingerprint"] + test.source.fingerprint)
+    return Run(experiment, datasets, plan, workdir, record, changes)
 
 
 def open_dataset(config: TrainConfig, split: str, *, training: bool) -> ImageDataset:
@@ -127,12 +129,3 @@ def open_dataset(config: TrainConfig, split: str, *, training: bool) -> ImageDat
     if size is None:
         raise UserError(f"the images of {source.name} differ in size; set data.image_size, such as 64")
     return ImageDataset(source, (size, size, channels), crop="center")
-
-
-def _data_record(datasets: Mapping[str, ImageDataset]) -> dict[str, Any]:
-    source = datasets["train"].source
-    return {
-        "class_names": source.class_names,
-        "image_shape": datasets["test"].image_shape,
-        "fingerprint": source.fingerprint,
-    }
