@@ -81,17 +81,16 @@ class Experiment:
 
 
 def make_experiment(config: TrainConfig, class_names: tuple[str, ...], image_shape: Shape) -> Experiment:
-    """Validates a configuration, and builds its network, preprocessing and augmentation for a dataset.
+    """Builds the network, preprocessing and augmentation of a configuration for a dataset.
 
     Args:
-      config: the configuration.
+      config: the configuration, checked by `check_config`.
       class_names: names of the dataset's classes, in the order of the labels.
       image_shape: (height, width, channels) of the decoded images in evaluation.
 
     Raises:
-      UserError: the configuration is invalid, or does not fit the dataset.
+      UserError: the configuration does not fit the dataset.
     """
-    check_config(config)
     _check_dataset(config, len(class_names), image_shape)
     height, width, channels = image_shape
     if config.data.image_size is not None:

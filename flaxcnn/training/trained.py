@@ -29,7 +29,7 @@ from flaxcnn.paths import local_path
 from flaxcnn.runs.checkpoint import Checkpoints
 from flaxcnn.runs.workdir import has_checkpoints, read_run
 from flaxcnn.training.evaluation import Evaluation, evaluation_batch_size, make_evaluator
-from flaxcnn.training.experiment import Experiment, make_experiment
+from flaxcnn.training.experiment import Experiment, check_config, make_experiment
 from flaxcnn.training.setup import open_dataset
 from flaxcnn.training.state import TrainState
 
@@ -74,7 +74,9 @@ def load_trained(
 def _open_experiment(workdir: Path) -> Experiment:
     run = read_run(workdir)
     class_names, image_shape = run["data"]["class_names"], run["data"]["image_shape"]
-    return make_experiment(from_dict(run["config"]), tuple(class_names), tuple(image_shape))
+    config = from_dict(run["config"])
+    check_config(config)
+    return make_experiment(config, tuple(class_names), tuple(image_shape))
 
 
 def open_data(experiment: Experiment, split: str | None = None) -> ImageDataset:
