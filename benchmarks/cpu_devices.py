@@ -45,7 +45,7 @@ def worker(case: int, devices: int) -> None:
     import flaxcnn
     from flaxcnn.parallel.strategy import Strategy
     from flaxcnn.training.state import create_state
-    from flaxcnn.training.step import make_train_step
+    from flaxcnn.training.train_step import make_train_step
 
     name, options, size, channels, batch_size = CASES[case]
     strategy = Strategy()

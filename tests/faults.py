@@ -113,7 +113,7 @@ class Run:
 
     def state(self) -> list[np.ndarray]:
         """All arrays of the newest checkpoint."""
-        from flaxcnn.training.trained import load_trained
+        from flaxcnn.trained.run import load_trained
 
         state = load_trained(self.workdir)[1]
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(rng=jax.random.key_data(state.rng)))]

@@ -17,10 +17,10 @@ from tests.conftest import ROOT
 HEAVY = ("tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "cv2", "sklearn", "tensorboardX", "grain")
 
 # Each room, and each file inside a room, may import itself and those after it.
-ROOMS = ("commands", "training", "runs", "inference", "data", "parallel", "weights", "inspect", "models", "ops")
-ROOMS += ("config", "cores", "cache", "atomic", "paths", "errors", "lazy")
-TRAINING = ("loop", "trained", "milestones", "report", "setup", "compiled_steps", "evaluation", "experiment")
-TRAINING += ("step", "finetune", "optimizer", "prediction_files", "batch_parts", "losses", "plan", "state")
+ROOMS = ("commands", "trained", "training", "runs", "inference", "data", "parallel", "weights", "inspect", "models")
+ROOMS += ("ops", "config", "cores", "cache", "atomic", "paths", "terminal", "errors", "lazy")
+TRAINING = ("loop", "milestones", "report", "setup", "compiled_steps", "evaluation", "experiment", "train_step")
+TRAINING += ("eval_step", "metrics", "finetune", "optimizer", "batch_parts", "losses", "plan", "state")
 DATA = ("loading", "resizing", "dataset", "sources", "tfds", "decoding", "preprocess", "augment", "time_series")
 
 
@@ -49,7 +49,7 @@ def test_importing_loads_nothing_heavy(module, heavy):
 
 
 def module_of(path):
-    """The name of the module in a file, such as flaxcnn.training.step."""
+    """The name of the module in a file, such as flaxcnn.training.loop."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

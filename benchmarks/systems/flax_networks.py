@@ -21,7 +21,7 @@ from benchmarks.systems.serve import System, Task, serve
 from flaxcnn.config import ModelConfig, OptimizerConfig, TrainConfig
 from flaxcnn.parallel.strategy import Strategy
 from flaxcnn.training.setup import make_experiment
-from flaxcnn.training.step import make_train_step
+from flaxcnn.training.train_step import make_train_step
 
 PACKAGES = ("flax", "jax", "jaxlib", "optax")
 

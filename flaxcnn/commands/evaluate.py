@@ -48,24 +48,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from flaxcnn.data.sources import opening
-    from flaxcnn.training import prediction_files, report, trained
+    from flaxcnn.trained import prediction_files
+    from flaxcnn.trained.datasets import open_data, open_other_data
+    from flaxcnn.trained.evaluation import evaluate
+    from flaxcnn.trained.run import load_trained
+    from flaxcnn.training import report
 
     if arguments.output:
         prediction_files.check_writable(arguments.output)
-    experiment, state = trained.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
+    experiment, state = load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
     config = experiment.config
     opening.refuse_data_dir(arguments.data or config.data.name, arguments.data_dir, "--data-dir")
     config.evaluation.batch_size = arguments.batch_size or config.evaluation.batch_size
     config.data.data_dir = str(arguments.data_dir) if arguments.data_dir else config.data.data_dir
     config.data.bad_images = arguments.bad_images or config.data.bad_images
     if arguments.data:
-        dataset = trained.open_other_data(experiment, arguments.data, arguments.split, workdir=arguments.workdir)
+        dataset = open_other_data(experiment, arguments.data, arguments.split, workdir=arguments.workdir)
         split = dataset.source.split
         whole = " (the folder has no splits)" if split == "all" and not arguments.split else ""
         print(f"{arguments.data}: split {split}{whole}, {len(dataset):,} images")
     else:
-        dataset = trained.open_data(experiment, arguments.split)
-    evaluation = trained.evaluate(experiment, state, dataset)
+        dataset = open_data(experiment, arguments.split)
+    evaluation = evaluate(experiment, state, dataset)
     report.print_evaluation(
         Console(),
         experiment,
@@ -81,9 +85,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _write_predictions(
     arguments: argparse.Namespace, experiment: "Experiment", state: "TrainState", dataset: "ImageDataset"
 ) -> None:
-    from flaxcnn.training import prediction_files, trained
+    from flaxcnn.trained import prediction_files
+    from flaxcnn.trained.prediction import predict
 
-    found = trained.predict(
+    found = predict(
         experiment,
         state,
         dataset,

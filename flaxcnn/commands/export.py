@@ -65,10 +65,11 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _export_run(arguments: argparse.Namespace, workdir: Path) -> str:
     """Exports the network of a run. Returns a description of the program's input and output."""
-    from flaxcnn.training import trained
+    from flaxcnn.trained.exporting import export_trained
+    from flaxcnn.trained.run import load_trained
 
-    experiment, state = trained.load_trained(workdir, arguments.checkpoint, averaged=arguments.averaged)
-    trained.export_trained(experiment, state, arguments.file)
+    experiment, state = load_trained(workdir, arguments.checkpoint, averaged=arguments.averaged)
+    export_trained(experiment, state, arguments.file)
     size = "x".join(map(str, experiment.image_shape))
     return f"uint8 images of {size} to the probabilities of {len(experiment.class_names)} classes"
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from flaxcnn.commands import evaluate, export, networks, predict, prepare
 from flaxcnn.commands.arguments import Parser
-from flaxcnn.errors import UserError, escape_unencodable_output, quiet_on_closed_pipe
+from flaxcnn.errors import UserError
+from flaxcnn.terminal import escape_unencodable_output, quiet_on_closed_pipe
 
 
 def main(argv: Sequence[str] | None = None, program: str = "flaxcnn") -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 from flaxcnn.commands.arguments import Verbs, add_checkpoint, add_output, add_workdir, path, positive
 from flaxcnn.commands.bad_images import NAMED, left_out
 from flaxcnn.commands.termination import terminated_by_exception
-from flaxcnn.errors import UserError, printable
+from flaxcnn.errors import UserError
+from flaxcnn.terminal import printable
 
 if TYPE_CHECKING:
     from flaxcnn.data.sources.folder import FolderSource
@@ -49,12 +50,15 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from flaxcnn.training import prediction_files, trained
+    from flaxcnn.trained import prediction_files
+    from flaxcnn.trained.datasets import open_files
+    from flaxcnn.trained.prediction import predict
+    from flaxcnn.trained.run import load_trained
 
     if arguments.output:
         prediction_files.check_writable(arguments.output)
-    experiment, state = trained.load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
-    dataset, names = trained.open_files(experiment, arguments.images), experiment.class_names
+    experiment, state = load_trained(arguments.workdir, arguments.checkpoint, averaged=arguments.averaged)
+    dataset, names = open_files(experiment, arguments.images), experiment.class_names
     source = cast("FolderSource", dataset.source)  # the only source that knows the paths of its images
     skip = (arguments.bad_images or experiment.config.data.bad_images) == "skip"
     count, bad = 0, []
@@ -65,9 +69,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         if len(bad) < NAMED:
             bad.append(f"{source.describe(index)}: {reason}")
 
-    found = trained.predict(
-        experiment, state, dataset, batch_size=min(len(dataset), arguments.batch_size), on_bad=note_bad
-    )
+    found = predict(experiment, state, dataset, batch_size=min(len(dataset), arguments.batch_size), on_bad=note_bad)
     with contextlib.ExitStack() as stack:
         write = None
         if arguments.output:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from flaxcnn.commands.arguments import Verbs, path, positive
 from flaxcnn.commands.bad_images import NAMED, left_out
 from flaxcnn.commands.termination import terminated_by_exception
-from flaxcnn.errors import UserError, printable
+from flaxcnn.errors import UserError
+from flaxcnn.terminal import printable
 
 
 def add_to(verbs: Verbs) -> None:

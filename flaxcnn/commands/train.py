@@ -4,8 +4,9 @@ import sys
 
 from flaxcnn.commands import train_flags
 from flaxcnn.config.recipes import recipe_folder
-from flaxcnn.errors import UserError, escape_unencodable_output, quiet_on_closed_pipe
+from flaxcnn.errors import UserError
 from flaxcnn.parallel import processes
+from flaxcnn.terminal import escape_unencodable_output, quiet_on_closed_pipe
 from flaxcnn.training import loop
 
 DEFAULT_RECIPE = "digits_lenet5.py"

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from flaxcnn.errors import printable
+from flaxcnn.terminal import printable
 
 # Settings with which matplotlib does not interpret names of classes and datasets as formulas.
 _AS_TEXT = {"text.parse_math": False, "text.usetex": False}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.ops import onednn_convolution
-from flaxcnn.ops.geometry import Geometry, Paddings, transposed
-from flaxcnn.ops.primitives import Multilinear
+from flaxcnn.ops.geometry import Geometry, Paddings
+from flaxcnn.ops.multilinear import Multilinear, transposed
 from flaxcnn.ops.windows import pooling_paddings, window_slices
 
 Array = jax.Array

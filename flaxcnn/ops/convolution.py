@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax.interpreters import batching
 
 from flaxcnn.ops import onednn_convolution
-from flaxcnn.ops.geometry import Geometry, stock, transposed, unstrided
-from flaxcnn.ops.primitives import Multilinear, bind_rows, is_sharded, mapped_by_stock, mapped_size
+from flaxcnn.ops.geometry import Geometry
+from flaxcnn.ops.lax_convolution import by_accelerator, stock
+from flaxcnn.ops.multilinear import Multilinear, transposed
+from flaxcnn.ops.vmap_rules import bind_rows, is_sharded, mapped_by_stock, mapped_size
 
 Array = jax.Array
 INPUT, KERNEL, OUTPUT = "input", "kernel", "output"
@@ -54,23 +56,6 @@ def convolution(
     (down, right), ((top, bottom), (before, after)) = window_strides, padding
     geometry = Geometry((down, right), ((top, bottom), (before, after)), feature_group_count, precision)
     return _convolution(x, kernel, geometry=geometry)
-
-
-def by_accelerator(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Convolves on an accelerator; for few channels and a stride above 1, by a convolution of stride 1.
-
-    The matrix units of accelerators process channels in multiples of eight. `unstrided` moves the pixels within a
-    stride into channels: a 7x7 convolution of 3 channels at stride 2 becomes a 4x4 convolution of 12 channels at
-    stride 1.
-    """
-    if (
-        kernel.shape[2] > 4
-        or geometry.groups > 1
-        or min(geometry.strides) == 1
-        or geometry.is_pointwise(kernel.shape)
-    ):
-        return stock(x, kernel, geometry)
-    return unstrided(x, kernel, geometry)
 
 
 def _derived(

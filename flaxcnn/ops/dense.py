@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.interpreters import batching
 
 from flaxcnn.ops import onednn_dense
-from flaxcnn.ops.primitives import Multilinear, bind_rows, is_sharded, mapped_by_stock
+from flaxcnn.ops.multilinear import Multilinear
+from flaxcnn.ops.vmap_rules import bind_rows, is_sharded, mapped_by_stock
 
 Array = jax.Array
 INPUT, KERNEL, OUTPUT = "input", "kernel", "output"

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.ops.primitives import Multilinear
+from flaxcnn.ops.multilinear import Multilinear
 
 Array = jax.Array
 

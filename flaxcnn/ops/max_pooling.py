@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jax.interpreters import ad
 
 from flaxcnn.ops.geometry import Paddings
-from flaxcnn.ops.primitives import Multilinear, map_over_rows, primitive, uses_stock
+from flaxcnn.ops.multilinear import Multilinear
+from flaxcnn.ops.primitives import primitive
+from flaxcnn.ops.stock import uses_stock
+from flaxcnn.ops.vmap_rules import map_over_rows
 from flaxcnn.ops.windows import pooling_paddings, window_slices
 
 Array = jax.Array

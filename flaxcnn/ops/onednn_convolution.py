@@ -8,6 +8,8 @@ import jax
 
 from flaxcnn.ops import onednn
 from flaxcnn.ops.geometry import Geometry
+from flaxcnn.ops.onednn_library import DTYPES, Handle, Library, dims
+from flaxcnn.ops.onednn_program import Program
 
 Array = jax.Array
 
@@ -54,13 +56,13 @@ class _Call(NamedTuple):
         )
 
 
-def _program(call: _Call, library: onednn.Library, threads: int) -> onednn.Program:
+def _program(call: _Call, library: Library, threads: int) -> Program:
     """Returns the program for a call. If the library prefers another layout of an array, a step copies the array.
 
     Raises:
       RuntimeError: the library has no fast implementation.
     """
-    program = onednn.Program(library, threads)
+    program = Program(library, threads)
     layouts = {array: _map_layout(library, getattr(call, array), call.dtype) for array in ("input", "output")}
     layouts["kernel"], any_kernel = _kernel_layouts(library, call)
     made = _describe(library, call, layouts["input"], any_kernel, layouts["output"])
@@ -86,7 +88,7 @@ def _program(call: _Call, library: onednn.Library, threads: int) -> onednn.Progr
     return program
 
 
-def _block_of(library: onednn.Library, call: _Call, layout: onednn.Handle) -> int | None:
+def _block_of(library: Library, call: _Call, layout: Handle) -> int | None:
     """Returns the length of a kernel layout's blocks of features if `Program.pack` can write it, otherwise None."""
     height, width, channels, features = call.kernel
     block = library.block_of(layout) if call.groups == 1 and call.dtype == "float32" else None
@@ -96,13 +98,13 @@ def _block_of(library: onednn.Library, call: _Call, layout: onednn.Handle) -> in
     return block if library.steps_of(layout, 4) == steps else None
 
 
-def _map_layout(library: onednn.Library, shape: tuple[int, ...], dtype: str) -> onednn.Handle:
+def _map_layout(library: Library, shape: tuple[int, ...], dtype: str) -> Handle:
     batch, height, width, channels = shape
     steps = (height * width * channels, 1, width * channels, channels)
     return library.layout((batch, channels, height, width), steps, dtype)
 
 
-def _kernel_layouts(library: onednn.Library, call: _Call) -> tuple[onednn.Handle, onednn.Handle]:
+def _kernel_layouts(library: Library, call: _Call) -> tuple[Handle, Handle]:
     """Returns the layout of XLA's kernel, and the layout that lets the library choose."""
     height, width, channels, features = call.kernel
     sizes = (call.groups, features // call.groups, channels, height, width)
@@ -112,13 +114,11 @@ def _kernel_layouts(library: onednn.Library, call: _Call) -> tuple[onednn.Handle
     return library.layout(sizes, steps, call.dtype), library.layout(sizes, None, call.dtype)
 
 
-def _describe(
-    library: onednn.Library, call: _Call, x: onednn.Handle, kernel: onednn.Handle, y: onednn.Handle
-) -> onednn.Handle:
+def _describe(library: Library, call: _Call, x: Handle, kernel: Handle, y: Handle) -> Handle:
     """Returns the description of the primitive for a call and the layouts of input, kernel and output."""
 
-    def describe(kind: str, *arguments: onednn.Handle | int | None) -> onednn.Handle:
-        geometry = map(onednn.dims, (call.strides, (0, 0), *zip(*call.paddings, strict=True)))
+    def describe(kind: str, *arguments: Handle | int | None) -> Handle:
+        geometry = map(dims, (call.strides, (0, 0), *zip(*call.paddings, strict=True)))
         hint = () if kind == "forward" else (forward,)
         function = f"dnnl_convolution_{kind}_primitive_desc_create"
         return library.new(function, library.engine, *arguments, *geometry, *hint, library.attributes)
@@ -132,11 +132,11 @@ def _describe(
 
 
 @functools.cache
-def _is_served(library: onednn.Library, call: _Call) -> bool:
+def _is_served(programs: onednn.ProgramTable, call: _Call) -> bool:
     """Registers the program for a call; returns False if the library has no fast implementation."""
     if call.result == "kernel" and not call.has_pixels_for_all_places:
         return False
-    return library.add(onednn.key_of(call), functools.partial(_program, call), call.threads)
+    return programs.add(onednn.key_of(call), functools.partial(_program, call), call.threads)
 
 
 def convolution(result: str, shape: tuple[int, ...], *operands: Array, geometry: Geometry) -> Array | None:
@@ -151,12 +151,11 @@ def convolution(result: str, shape: tuple[int, ...], *operands: Array, geometry:
     Returns:
       The result, with the shape `shape` and the dtype of the operands, or None.
     """
-    dtype = operands[0].dtype
-    library = onednn.library()
-    if dtype.name not in onednn.DTYPES or library is None:
+    programs, dtype = onednn.programs(), operands[0].dtype
+    if dtype.name not in DTYPES or programs is None:
         return None
     shapes = onednn.shapes_of(result, shape, operands)
     call = _Call(
         result, dtype.name, **shapes, strides=geometry.strides, paddings=geometry.paddings, groups=geometry.groups
     )
-    return onednn.run(call, shape, operands) if _is_served(library, call) else None
+    return onednn.run(call, shape, operands) if _is_served(programs, call) else None

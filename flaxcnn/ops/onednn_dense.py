@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 
 from flaxcnn.ops import onednn
+from flaxcnn.ops.onednn_library import DTYPES, Handle, Library
+from flaxcnn.ops.onednn_program import Program
 
 Array = jax.Array
 # The library's numbers of the arguments, from its header dnnl_types.h.
@@ -34,11 +36,11 @@ class _Call(NamedTuple):
         return onednn.threads_for(self.rows * self.channels * self.features, values)
 
 
-def _program(call: _Call, library: onednn.Library, threads: int) -> onednn.Program:
+def _program(call: _Call, library: Library, threads: int) -> Program:
     rows, channels, features = call[2:]
-    program = onednn.Program(library, threads)
+    program = Program(library, threads)
 
-    def layout(shape: tuple[int, int], *, transposed: bool = False) -> onednn.Handle:
+    def layout(shape: tuple[int, int], *, transposed: bool = False) -> Handle:
         """Returns the layout of a matrix that is stored row by row, or of its transpose."""
         steps = (shape[1], 1)
         return library.layout(
@@ -63,11 +65,11 @@ def _program(call: _Call, library: onednn.Library, threads: int) -> onednn.Progr
 
 
 @functools.cache
-def _is_served(library: onednn.Library, call: _Call) -> bool:
+def _is_served(programs: onednn.ProgramTable, call: _Call) -> bool:
     # For a single row, the time is that of reading the kernel, and XLA reads it faster.
     if call.rows == 1 and call.result == "output":
         return False
-    return library.add(onednn.key_of(call), functools.partial(_program, call), call.threads)
+    return programs.add(onednn.key_of(call), functools.partial(_program, call), call.threads)
 
 
 def dense(result: str, shape: tuple[int, ...], *operands: Array) -> Array | None:
@@ -81,10 +83,10 @@ def dense(result: str, shape: tuple[int, ...], *operands: Array) -> Array | None
     Returns:
       The result, with the shape `shape` and the dtype of the operands, or None.
     """
-    library, dtype = onednn.library(), operands[0].dtype
-    if dtype.name not in onednn.DTYPES or library is None:
+    programs, dtype = onednn.programs(), operands[0].dtype
+    if dtype.name not in DTYPES or programs is None:
         return None
     shapes = onednn.shapes_of(result, shape, operands)
     (rows, channels), (_, features) = shapes["input"], shapes["kernel"]
     call = _Call(result, dtype.name, rows, channels, features)
-    return onednn.run(call, shape, operands) if _is_served(library, call) else None
+    return onednn.run(call, shape, operands) if _is_served(programs, call) else None

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.summary import scalar
 
 from flaxcnn.atomic import write_whole
-from flaxcnn.errors import printable
+from flaxcnn.terminal import printable
 
 METRICS_FILE = "metrics.jsonl"
 

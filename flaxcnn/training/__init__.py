@@ -6,7 +6,9 @@
     setup             checks the configuration, opens the data and builds the network: a `Run`
     experiment        the network, with its preprocessing and augmentation
     plan              at which steps to log, evaluate and save, and which examples each step uses
-    step              the training step and the evaluation step; `losses` and `batch_parts` belong to it
+    train_step        the training step; `losses` and `batch_parts` belong to it
+    eval_step         the evaluation step
+    metrics           the sums that both steps return
     state             the arrays that a step updates
     optimizer         optimizer and learning-rate schedules; `finetune` changes them for some layers
     compiled_steps    the training step, compiled for all devices
@@ -14,8 +16,6 @@
     milestones        logging, evaluation and checkpoints between steps
     evaluation        exact evaluation of a split
     report            results at the end of a run
-    trained           evaluation, prediction and export with the network of a finished run
-    prediction_files  files of predictions
 """
 
 from typing import TYPE_CHECKING
@@ -25,12 +25,13 @@ from flaxcnn import lazy
 if TYPE_CHECKING:
     from flaxcnn.config import TrainConfig
     from flaxcnn.parallel.strategy import Strategy
+    from flaxcnn.training.eval_step import make_eval_step
     from flaxcnn.training.evaluation import Evaluation
     from flaxcnn.training.finetune import freeze, scale_learning_rate, select
     from flaxcnn.training.loop import fit
     from flaxcnn.training.optimizer import make_optimizer, make_schedule
     from flaxcnn.training.state import TrainState, create_state
-    from flaxcnn.training.step import make_eval_step, make_train_step
+from flaxcnn.training.train_step import make_train_step
 
 __all__ = [
     "Evaluation",
@@ -59,7 +60,8 @@ if not TYPE_CHECKING:  # a type checker that sees `__getattr__` accepts every na
             "flaxcnn.training.optimizer": ("make_optimizer", "make_schedule"),
             "flaxcnn.parallel.strategy": ("Strategy",),
             "flaxcnn.training.state": ("TrainState", "create_state"),
-            "flaxcnn.training.step": ("make_eval_step", "make_train_step"),
+            "flaxcnn.training.eval_step": ("make_eval_step",),
+            "flaxcnn.training.train_step": ("make_train_step",),
             "flaxcnn.training.finetune": ("freeze", "scale_learning_rate", "select"),
         },
     )

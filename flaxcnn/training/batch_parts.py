@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
-from flaxcnn.ops.primitives import varying_axes
+from flaxcnn.ops.varying_axes import varying_axes
 
 Array = jax.Array
 # Momentum of each BatchNorm, by module path.

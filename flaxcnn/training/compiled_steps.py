@@ -19,7 +19,7 @@ from flaxcnn.parallel.strategy import Strategy
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.plan import Plan
 from flaxcnn.training.state import LoopState
-from flaxcnn.training.step import make_train_step
+from flaxcnn.training.train_step import make_train_step
 
 Array = jax.Array
 

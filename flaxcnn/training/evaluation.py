@@ -18,9 +18,9 @@ from flaxcnn.errors import UserError
 from flaxcnn.parallel.compilation import cheap_jit
 from flaxcnn.parallel.program import Program
 from flaxcnn.parallel.strategy import Strategy
+from flaxcnn.training.eval_step import make_eval_step
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.state import TrainState
-from flaxcnn.training.step import make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)

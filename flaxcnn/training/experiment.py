@@ -19,7 +19,7 @@ from flaxcnn.models import create_model, model_info
 from flaxcnn.models.network import Network
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
 from flaxcnn.training.state import LoopState, TrainState, create_state
-from flaxcnn.training.step import Mix, Preprocess
+from flaxcnn.training.train_step import Mix, Preprocess
 
 Shape = tuple[int, int, int]
 

@@ -10,10 +10,11 @@ import numpy as np
 import rich.console
 
 from flaxcnn.data.sources.folder import FOLDER
-from flaxcnn.errors import first_line, printable
+from flaxcnn.errors import first_line
 from flaxcnn.paths import local_path
 from flaxcnn.runs.recorder import read_metrics, say
 from flaxcnn.runs.workdir import write_json
+from flaxcnn.terminal import printable
 from flaxcnn.training.evaluation import Evaluation, class_accuracy
 from flaxcnn.training.experiment import Experiment
 

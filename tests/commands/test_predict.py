@@ -15,8 +15,10 @@ import pytest
 
 import flaxcnn
 from flaxcnn.config import DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from flaxcnn.trained.datasets import open_files
+from flaxcnn.trained.prediction import predict
+from flaxcnn.trained.run import load_trained
 from flaxcnn.training import loop
-from flaxcnn.training import trained as finished
 from tests.conftest import ROOT
 from tests.images import write_folder
 from tests.verbs import read_rows, run
@@ -45,7 +47,7 @@ def test_predict_takes_folders_and_writes_files(trained, capsys, test_digits, di
     workdir, _ = trained
     folder, (digits, labels) = digits_folder, test_digits
     single = folder / str(labels[0]) / "000.png"
-    experiment, state = finished.load_trained(workdir)
+    experiment, state = load_trained(workdir)
     predictor = flaxcnn.Predictor(experiment.model, state.variables, preprocess=experiment.views)
     expected = predictor.probabilities(digits)
     files = [str(single), *sorted(str(path) for path in folder.rglob("*.png"))]
@@ -94,10 +96,10 @@ def test_names_in_any_script_are_printed_and_written(trained, capsys, digits_fol
 
 def test_predict_holds_no_more_for_more_images(trained, digits_folder):
     """All images decoded would take 2,872 x 96 x 96 bytes, 25 MiB."""
-    experiment, state = finished.load_trained(trained[0])
+    experiment, state = load_trained(trained[0])
     large = dataclasses.replace(experiment, image_shape=(96, 96, 1))
-    dataset = finished.open_files(large, [digits_folder] * 8)
-    found = finished.predict(large, state, dataset, batch_size=16, on_bad=None)
+    dataset = open_files(large, [digits_folder] * 8)
+    found = predict(large, state, dataset, batch_size=16, on_bad=None)
     next(found)
     tracemalloc.start()
     count = 1 + sum(1 for _ in found)

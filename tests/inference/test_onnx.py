@@ -17,8 +17,8 @@ from flaxcnn.commands.main import main
 from flaxcnn.config import DataConfig, EvaluationConfig, ModelConfig, TrainConfig
 from flaxcnn.inference import exporting
 from flaxcnn.models.network import Network
+from flaxcnn.trained.exporting import export_trained
 from flaxcnn.training.experiment import make_experiment
-from flaxcnn.training.trained import export_trained
 from flaxcnn.weights import to_torch
 from tests.marks import sampled
 from tests.variables import random_images, random_variables, tame_gates

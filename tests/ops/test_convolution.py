@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from flaxcnn.ops.convolution import by_accelerator, convolution
-from flaxcnn.ops.geometry import Geometry, stock
+from flaxcnn.ops.geometry import Geometry
+from flaxcnn.ops.lax_convolution import stock
 from tests.marks import sampled
 
 PLAIN = (7, 6, 3, 3, 5, 1, 1, 1)

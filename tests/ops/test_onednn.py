@@ -19,7 +19,7 @@ from flaxcnn.ops import onednn, stock_operations
 from flaxcnn.ops.convolution import convolution
 from tests.ops.test_convolution import CASES, DEPTHWISE, GROUPED, PLAIN, arguments, value_and_gradients
 
-needs_library = pytest.mark.skipif(onednn.library() is None, reason="oneDNN is not installed")
+needs_library = pytest.mark.skipif(onednn.programs() is None, reason="oneDNN is not installed")
 PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -50,7 +50,7 @@ def test_what_the_shared_space_held_before_does_not_matter(case, dtype):
     run = jax.jit(functools.partial(value_and_gradients, convolve)).lower(x, kernel).compile()
     results = []
     for byte in (0, 255):  # zeros, and what is not a number
-        onednn.library()._space[:] = byte
+        onednn.programs()._space[:] = byte
         results.append(jax.device_get(run(x, kernel)))
     for one, other in zip(*results, strict=True):
         assert np.isfinite(one.astype(np.float32)).all()
@@ -58,7 +58,7 @@ def test_what_the_shared_space_held_before_does_not_matter(case, dtype):
 
 
 def test_without_the_library_jax_computes(monkeypatch):
-    monkeypatch.setattr(onednn, "library", lambda: None)
+    monkeypatch.setattr(onednn, "programs", lambda: None)
     x, kernel, convolve = applied(PLAIN, "float32")
     run = functools.partial(value_and_gradients, convolve)
     assert calls(run, x, kernel) == 0
@@ -195,7 +195,7 @@ def test_programs_are_made_once_a_shape_and_so_many_at_most():
             shapes = [(1, 8, size, 8) for size in range(3, 43)]
             rest = (1, 1), ((1, 1), (1, 1)), 1
             calls = [_Call("output", "float32", shape, (3, 3, 8, 8), shape, *rest) for shape in shapes]
-            served = [_is_served(onednn.library(), call) for call in calls]
-            print(served.index(False), served.count(True), onednn.library()._used)
+            served = [_is_served(onednn.programs(), call) for call in calls]
+            print(served.index(False), served.count(True), onednn.programs()._used)
     """
     assert python(code).stdout == "32 32 32\n" * 2

@@ -12,7 +12,7 @@ from flaxcnn import UserError, create_model
 from flaxcnn.parallel import memory
 from flaxcnn.parallel.program import Program
 from flaxcnn.parallel.strategy import Strategy
-from flaxcnn.training.step import make_train_step
+from flaxcnn.training.train_step import make_train_step
 from tests.variables import random_state
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from flaxcnn import UserError
 from flaxcnn.parallel import processes
-from flaxcnn.training.trained import load_trained
+from flaxcnn.trained.run import load_trained
 from tests import faults
 from tests.images import write_folder
 

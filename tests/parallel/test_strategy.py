@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flaxcnn import UserError, create_model
 from flaxcnn.parallel.strategy import AXIS, Strategy
+from flaxcnn.training.eval_step import make_eval_step
 from flaxcnn.training.losses import cross_entropy
 from flaxcnn.training.state import LossScale
-from flaxcnn.training.step import make_eval_step, make_train_step
+from flaxcnn.training.train_step import make_train_step
 from tests.variables import random_state
 
 BATCH, CLASSES = 16, 5

@@ -14,9 +14,9 @@ import rich.console
 
 from flaxcnn import UserError
 from flaxcnn.parallel.strategy import Strategy
+from flaxcnn.trained.run import load_trained
 from flaxcnn.training import compiled_steps, loop, milestones
 from flaxcnn.training.plan import Plan
-from flaxcnn.training.trained import load_trained
 
 
 class Dense(nn.Module):

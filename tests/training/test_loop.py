@@ -19,15 +19,16 @@ from ml_collections import ConfigDict
 from flaxcnn import UserError
 from flaxcnn.config import to_dict
 from flaxcnn.data.loading.loader import open_loaders
-from flaxcnn.errors import printable
 from flaxcnn.parallel.memory import memory_for_data
 from flaxcnn.runs import workdir as workdir_lib
 from flaxcnn.runs.checkpoint import Checkpoints
 from flaxcnn.runs.recorder import read_metrics
+from flaxcnn.terminal import printable
+from flaxcnn.trained.evaluation import evaluate
+from flaxcnn.trained.run import load_trained
 from flaxcnn.training import compiled_steps, loop, plan
 from flaxcnn.training.evaluation import Evaluation
 from flaxcnn.training.setup import setup
-from flaxcnn.training.trained import evaluate, load_trained
 from tests.images import write_folder
 
 DATA = {"class_names": ["a", "b"], "image_shape": [8, 8, 1], "fingerprint": "f"}

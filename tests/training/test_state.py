@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from flaxcnn.training.state import LoopState, LossScale
-from flaxcnn.training.step import make_train_step
+from flaxcnn.training.train_step import make_train_step
 from tests.training.test_step import Statistics, as_float, batch_of, state_of
 
 

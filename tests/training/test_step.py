@@ -15,9 +15,10 @@ from flaxcnn.data.preprocess import evaluation_inputs
 from flaxcnn.errors import UserError
 from flaxcnn.inference.views import average_views
 from flaxcnn.models import create_model
+from flaxcnn.training.eval_step import make_eval_step
 from flaxcnn.training.losses import cross_entropy
 from flaxcnn.training.state import LossScale
-from flaxcnn.training.step import make_eval_step, make_train_step
+from flaxcnn.training.train_step import make_train_step
 from tests.variables import random_state
 
 

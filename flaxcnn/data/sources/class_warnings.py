@@ -5,9 +5,9 @@ import difflib
 import unicodedata
 from collections.abc import Iterator, Mapping
 
-from flaxcnn.data.sources.folder_messages import MAX_NAMED, listed
+from flaxcnn.data.sources.folder_messages import MAX_NAMED
 from flaxcnn.data.sources.folder_scan import Files
-from flaxcnn.errors import printable
+from flaxcnn.terminal import listed, printable
 
 # The time to find misspelled names grows with the square of their number. If more than this many classes are in one
 # split only, or there are more than ten times as many in all, only names that differ in case, spaces and the like

@@ -15,9 +15,10 @@ from flaxcnn.data.sources.folder_contents import Contents
 from flaxcnn.data.sources.folder_hints import missing_split
 from flaxcnn.data.sources.folder_scan import Files, images_below
 from flaxcnn.data.sources.protocol import Encoded, digest
-from flaxcnn.data.sources.splits import file_instructions, no_split
-from flaxcnn.errors import UserError, nearest, printable
+from flaxcnn.data.sources.split_notation import file_instructions, no_split
+from flaxcnn.errors import UserError, nearest
 from flaxcnn.paths import local_path
+from flaxcnn.terminal import printable
 
 # Prefix of the name of a dataset that is a folder of images.
 FOLDER = "folder:"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from flaxcnn.data.sources.class_warnings import class_warnings
 from flaxcnn.data.sources.folder_hints import where_class_folders_lie
-from flaxcnn.data.sources.folder_messages import count_line, left_out_lines, listed, loose_images
-from flaxcnn.data.sources.folder_scan import SPLIT_NAMES, Files, FolderScan, are_splits, split_classes, subfolders
-from flaxcnn.errors import UserError, printable
+from flaxcnn.data.sources.folder_messages import count_line, left_out_lines, loose_images
+from flaxcnn.data.sources.folder_scan import Files, FolderScan, subfolders
+from flaxcnn.data.sources.folder_splits import SPLIT_NAMES, are_splits, split_classes
+from flaxcnn.errors import UserError
+from flaxcnn.terminal import listed, printable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from flaxcnn.data.sources.folder_messages import listed, loose_images
-from flaxcnn.data.sources.folder_scan import SPLIT_NAMES, Files, FolderScan, holds_images, subfolders
-from flaxcnn.errors import printable
+from flaxcnn.data.sources.folder_messages import loose_images
+from flaxcnn.data.sources.folder_scan import Files, FolderScan, holds_images, subfolders
+from flaxcnn.data.sources.folder_splits import SPLIT_NAMES
+from flaxcnn.terminal import listed, printable
 
 # Maximum depth of the search for class folders, and maximum number of folders searched.
 _MAX_DEPTH, _MAX_FOLDERS = 4, 2000

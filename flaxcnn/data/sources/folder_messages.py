@@ -1,13 +1,10 @@
 """Messages about a scanned folder of images: its contents, and the files that are left out."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flaxcnn.data.sources.folder_scan import Files, FolderScan, Tally
-from flaxcnn.errors import printable
-
-# Maximum number of items that a message names; further ones are counted.
-MAX_NAMED = 5
+from flaxcnn.terminal import MAX_NAMED, listed, printable
 
 
 def count_line(name: str, splits: Mapping[str, Files], classes: tuple[str, ...]) -> str:
@@ -54,10 +51,3 @@ def loose_images(scan: FolderScan) -> str:
 def _place(scan: FolderScan, folder: str, tally: Tally) -> str:
     shown = printable(scan.root if folder == "." else folder)
     return f"directly in {shown} and in no class folder, such as {printable(tally.example)}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Returns names as a printable list; only the first `MAX_NAMED` are named, and further ones are counted."""
-    names = list(names)
-    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(printable(each) for each in names[:MAX_NAMED]) + more

@@ -13,12 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flaxcnn.data.decoding.headers import SIGNATURE_BYTES, format_of
-from flaxcnn.errors import printable
+from flaxcnn.terminal import printable
 
-# In a folder without splits, one in this many images of each class is in the test split.
-TEST_EVERY = 5
-# Folders with these names, in upper or lower case, are splits, even if they directly hold an image.
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 # Files with these extensions count as images without being opened. Other files are opened, and count as images if
 # their first bytes say so.
 _EXTENSIONS = (
@@ -63,7 +59,7 @@ class FolderScan:
         classes = subfolders(folder)
         if not classes and self._relative(folder) not in self.loose:
             self.empty.append(self._relative(folder))
-        return _by_hash((each.name, file) for each in classes for file in self.class_files(each))
+        return by_hash((each.name, file) for each in classes for file in self.class_files(each))
 
     def class_files(self, folder: Path) -> list[str]:
         """Returns the images of a class folder, as paths relative to the root."""
@@ -139,35 +135,8 @@ def holds_images(path: Path) -> bool:
     return any(scan.is_image(str(path), ".", child.name) for child in path.iterdir() if not child.is_dir())
 
 
-def are_splits(folders: list[Path]) -> bool:
-    """Returns whether the subfolders of a folder of images are splits rather than classes.
-
-    They may be splits even if one of them directly holds images, such as "unsorted/1.jpg" beside
-    "train/cat/1.jpg".
-    """
-    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
-    with_images = [folder for folder in folders if holds_images(folder)]
-    if len(named) == len(folders) or not with_images:
-        return True
-    return any(folder not in with_images and any(map(holds_images, subfolders(folder))) for folder in named)
-
-
-def split_classes(classes: dict[str, list[str]]) -> dict[str, Files]:
-    """Splits the images of each class into "train" and "test", by a hash of their paths.
-
-    Args:
-      classes: {name of a class: paths of its images}.
-    """
-    train, test = [], []
-    for name, files in classes.items():
-        ordered = _by_hash((name, file) for file in files)
-        for_test = max(len(ordered) // TEST_EVERY, 1) if len(ordered) > 1 else 0
-        test += ordered[:for_test]
-        train += ordered[for_test:]
-    return {"train": _by_hash(train), "test": _by_hash(test)}
-
-
-def _by_hash(files: Iterable[tuple[str, str]]) -> Files:
+def by_hash(files: Iterable[tuple[str, str]]) -> Files:
+    """Returns files in an order that depends on nothing but their paths, and is unrelated to their names."""
     return sorted(files, key=lambda pair: hashlib.sha256(os.fsencode(pair[1])).digest())
 
 

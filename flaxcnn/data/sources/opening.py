@@ -5,7 +5,8 @@ import dataclasses
 from flaxcnn.data.sources.folder import FOLDER, FolderSource, read_contents
 from flaxcnn.data.sources.protocol import Source
 from flaxcnn.data.sources.tfds import open_tfds, prepared_builder
-from flaxcnn.errors import UserError, printable
+from flaxcnn.errors import UserError
+from flaxcnn.terminal import printable
 
 
 def open_source(name: str, split: str, data_dir: str | None = None) -> Source:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxcnn.data.sources.protocol import Encoded, digest
-from flaxcnn.data.sources.splits import file_instructions
+from flaxcnn.data.sources.split_notation import file_instructions
 from flaxcnn.errors import UserError, first_line
 
 

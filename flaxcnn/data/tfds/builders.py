@@ -14,8 +14,9 @@ from absl import logging
 from tensorflow_datasets.core import constants, registered
 
 from flaxcnn.data.tfds import digits  # noqa: F401 - registers `digits` with TFDS
-from flaxcnn.errors import UserError, first_line, nearest, printable
+from flaxcnn.errors import UserError, first_line, nearest
 from flaxcnn.paths import local_path
+from flaxcnn.terminal import printable
 
 FILE_FORMAT = "array_record"
 

@@ -28,11 +28,11 @@ from flaxcnn.data.loading.sampler import BatchIndices
 from flaxcnn.parallel import memory, processes
 from flaxcnn.parallel.strategy import Strategy
 from flaxcnn.runs.recorder import read_metrics
+from flaxcnn.trained.run import load_trained
 from flaxcnn.training import loop
 from flaxcnn.training.experiment import make_experiment
 from flaxcnn.training.setup import open_dataset
-from flaxcnn.training.step import make_train_step
-from flaxcnn.training.trained import load_trained
+from flaxcnn.training.train_step import make_train_step
 from tests.conftest import ROOT
 from tests.data.decoding.test_images import JPEG, OTHERS, REFUSED, claiming
 from tests.images import jpeg, piece, write_folder

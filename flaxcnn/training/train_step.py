@@ -1,11 +1,10 @@
-"""The training step and the evaluation step, as pure functions of the state and a (global or per-device) batch."""
+"""The training step, a pure function of the state and a (global or per-device) batch."""
 
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,19 +12,14 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flaxcnn.errors import UserError, first_line
-from flaxcnn.inference.views import Views, average_views
 from flaxcnn.training.batch_parts import AxisName, apply_to_part, as_per_device, merge_statistics
 from flaxcnn.training.losses import AUXILIARY_WEIGHT, cross_entropy
+from flaxcnn.training.metrics import Batch, Metrics, check_batch, example_sums, sum_over_devices
 from flaxcnn.training.state import TrainState
 
 Array = jax.Array
-Batch = dict[str, Array]
-Metrics = dict[str, Array]
 Preprocess = Callable[..., Array]
 Mix = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]
-
-# With more classes, the metrics have no confusion matrix, which would take more memory than the network.
-CONFUSION_CLASSES = 1000
 
 
 def make_train_step(
@@ -84,7 +78,7 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, axis_name: AxisName | None = None
     ) -> tuple[TrainState, Metrics]:
-        _check_batch(batch)
+        check_batch(batch)
         size = len(batch["label"])
         if size % micro_batches:
             raise ValueError(f"{micro_batches} micro-batches do not divide the {size} examples of a device")
@@ -117,7 +111,7 @@ def make_train_step(
             # Dividing here, before the sum over devices, keeps the gradients within the range of float16.
             mean = (sums * mask).sum() / total
             labels = targets if targets.ndim == 1 else targets.argmax(axis=-1)
-            return mean * scale, (_metrics(logits, losses, labels, mask), updated.get("batch_stats", {}))
+            return mean * scale, (example_sums(logits, losses, labels, mask), updated.get("batch_stats", {}))
 
         def differentiate(params):
             """Returns (loss, gradients, correction, metrics, batch_stats); all but the last are global.
@@ -138,10 +132,10 @@ def make_train_step(
             (value, gradients, metrics), batch_stats = _over_micro_batches(
                 of_micro_batch, {"sample_id": sample_ids, **batch, "position": positions}, micro_batches
             )
-            gradients, metrics = _sum_over(axis_name, (gradients, metrics))
+            gradients, metrics = sum_over_devices(axis_name, (gradients, metrics))
             # If all examples are masked, gradients are zero, and the division by 1 keeps them finite.
             correction = total / (jnp.maximum(metrics["count"], 1) * scale)
-            return _sum_over(axis_name, value), gradients, correction, metrics, batch_stats
+            return sum_over_devices(axis_name, value), gradients, correction, metrics, batch_stats
 
         value, gradients, correction, metrics, batch_stats = differentiate(state.params)
 
@@ -239,59 +233,6 @@ def _where(condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> A
     return jax.lax.platform_dependent(condition, cpu=lambda c: jax.lax.cond(c, yes, no), default=select)
 
 
-def make_eval_step(model: nn.Module, views: Views) -> Callable[..., Metrics]:
-    """Returns `eval_step(state, batch, axis_name=None) -> metrics`, a pure function.
-
-    The batch and `axis_name` are those of `make_train_step`. The metrics are sums over the examples whose mask is
-    1: `loss`, `correct`, `correct_top5`, `count` and, for up to 1,000 classes, `confusion` (classes, classes) int32
-    with a row per label and a column per prediction.
-
-    Args:
-      model: network, called with `train=False`.
-      views: `views(images)`, which maps uint8 images (B, H, W, C) to a list of model inputs. With several model
-        inputs per image (test-time augmentation) the softmax is averaged, see `average_views`.
-    """
-
-    def eval_step(state: TrainState, batch: Batch, axis_name: AxisName | None = None) -> Metrics:
-        _check_batch(batch)
-        logits = average_views(model, state.variables, views(batch["image"]))
-        losses = cross_entropy(logits, batch["label"])
-        metrics = _metrics(logits, losses, batch["label"], batch["mask"])
-        counted = batch["mask"].astype(jnp.int32)
-        own = jnp.take_along_axis(logits, batch["label"][:, None], axis=-1)
-        above = ~(logits <= own)  # a NaN must not count as correct
-        metrics["correct_top5"] = ((above.sum(axis=-1) < 5) * counted).sum(dtype=jnp.int32)
-        classes = logits.shape[-1]
-        if classes <= CONFUSION_CLASSES:
-            label, prediction, number = map(_whole, (batch["label"], logits.argmax(axis=-1), counted))
-            metrics["confusion"] = jnp.zeros((classes, classes), jnp.int32).at[label, prediction].add(number)
-        return _sum_over(axis_name, metrics)
-
-    return eval_step
-
-
-def _check_batch(batch: Batch) -> None:
-    """Checks, while a step is traced, that a batch has the documented shapes and dtypes."""
-    chex.assert_rank([batch["image"], batch["label"], batch["mask"]], [4, 1, 1])
-    chex.assert_equal_shape_prefix([batch["image"], batch["label"], batch["mask"]], 1)
-    chex.assert_type([batch["image"], batch["label"]], [jnp.uint8, jnp.int32])
-
-
-def _whole(x: Array) -> Array:
-    """Replicates an array over all devices if explicit sharding shards it."""
-    placed = jax.typeof(x).sharding
-    return jax.reshard(x, NamedSharding(placed.mesh, PartitionSpec())) if any(placed.spec) else x
-
-
-def _metrics(logits: Array, losses: Array, labels: Array, mask: Array) -> Metrics:
-    counted = mask.astype(jnp.int32)
-    return {
-        "loss": (losses * mask).sum(),
-        "correct": ((logits.argmax(axis=-1) == labels) * counted).sum(dtype=jnp.int32),
-        "count": counted.sum(dtype=jnp.int32),
-    }
-
-
 def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Batch, count: int) -> tuple[Any, Any]:
     """Applies a function to equal parts of a batch, one after another.
 
@@ -321,7 +262,3 @@ def _over_micro_batches(function: Callable[[Batch], tuple[Any, Any]], batch: Bat
         return jax.tree.map(jnp.add, sums, terms), others
 
     return jax.lax.scan(add, zeros, stacked)
-
-
-def _sum_over(axis_name: AxisName | None, tree: Any) -> Any:
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from flaxcnn.errors import UserError, nearest, printable
+from flaxcnn.errors import UserError, nearest
+from flaxcnn.terminal import printable
 
 
 def file_instructions(splits: Any, split: str, written: str, name: str) -> Any:
