@@ -191,13 +191,13 @@ def measure_loop(steps: int, repeats: int) -> dict[str, list[float]]:
         optimizer = experiment.optimizer(plan.per_epoch)
         shapes, create_loop_state = strategy.creation(lambda: experiment.create_loop_state(optimizer))
         loop_state = create_loop_state()
-        take_step = compile_steps(experiment, optimizer, plan, shapes, train, per_call=1)
+        take_step = compile_steps(experiment, plan, shapes, train, per_call=1)
 
         def seconds(next_batch: Callable) -> float:
             nonlocal loop_state
             start = time.perf_counter()
             for _ in range(steps):
-                loop_state = take_step(loop_state, next_batch(busy=loop_state.state.step))
+                loop_state = take_step(loop_state, next_batch(busy=loop_state.state.step), step=0)
             jax.block_until_ready(loop_state)
             return time.perf_counter() - start
 

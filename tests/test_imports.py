@@ -20,7 +20,7 @@ HEAVY = ("tensorflow_datasets", "tensorflow", "orbax", "matplotlib", "cv2", "skl
 ROOMS = ("commands", "trained", "training", "runs", "inference", "data", "parallel", "weights", "inspect", "models")
 ROOMS += ("ops", "config", "cores", "cache", "atomic", "paths", "terminal", "errors", "lazy")
 TRAINING = ("loop", "milestones", "report", "setup", "compiled_steps", "evaluation", "experiment", "train_step")
-TRAINING += ("eval_step", "metrics", "finetune", "optimizer", "batch_parts", "losses", "plan", "state")
+TRAINING += ("eval_step", "metrics", "optimizer", "batch_parts", "finetune", "losses", "plan", "state")
 DATA = ("loading", "resizing", "dataset", "sources", "tfds", "decoding", "preprocess", "augment", "time_series")
 
 

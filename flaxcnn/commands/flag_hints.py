@@ -5,11 +5,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from flaxcnn.config import TrainConfig
-from flaxcnn.config.leaves import leaf_paths, leaf_type, type_name
+from flaxcnn.config.leaves import is_within_leaf, leaf_paths, leaf_type, type_name
 from flaxcnn.errors import UserError
 
-# Keys below this one are fields of the network, which the configuration does not list.
-_OPTIONS = "model.options."
 _NAMED = 4  # maximum number of keys in a hint
 
 
@@ -21,7 +19,7 @@ def check_keys(keys: Iterable[str], config: TrainConfig) -> None:
     """
     known = leaf_paths(config)
     for key in keys:
-        if key not in known and not key.startswith(_OPTIONS):
+        if key not in known and not is_within_leaf(config, key):
             raise UserError(f"unknown configuration key {key!r}{_among(_like(key, known))} (--help lists all)")
 
 
@@ -54,15 +52,14 @@ def explain(message: str, overrides: Mapping[str, str | bool | None], config: Tr
 def _flag_hint(name: str, flags: Sequence[str], config: TrainConfig) -> str:
     """Returns a hint that lists the flags with names similar to `name`, or ""."""
     found = [f"--{flag}" for flag in difflib.get_close_matches(_snake(name), flags, n=1, cutoff=0.8)]
-    return _among(found or [f"--config.{key}" for key in _like(name, leaf_paths(config))])
+    keys = [_snake(name)] if is_within_leaf(config, _snake(name)) else _like(name, leaf_paths(config))
+    return _among(found or [f"--config.{key}" for key in keys])
 
 
 def _like(name: str, known: list[str]) -> list[str]:
     """Returns the keys that end in `name` or lie below it, or of which it is an abbreviation or a misspelling."""
     name = _snake(name)
     section, _, last = name.rpartition(".")
-    if name.startswith(_OPTIONS):
-        return [name]
     tails = {key: key.split(".")[-1] for key in known}
     found = [key for key in known if f".{key}".endswith(f".{name}")]
     found = found or [key for key in known if key.startswith(f"{name}.")]

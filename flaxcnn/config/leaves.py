@@ -88,6 +88,11 @@ def leaf_type(config: Any, path: str) -> Any:
     return next((field.type for leaf, field, _ in leaves(config) if leaf == path), None)
 
 
+def is_within_leaf(config: Any, path: str) -> bool:
+    """Returns whether a path is a key within a leaf with free keys, such as "model.options.norm"."""
+    return any(field.type is ConfigDict and path.startswith(f"{leaf}.") for leaf, field, _ in leaves(config))
+
+
 def leaf_meaning(config: Any, path: str) -> str:
     """Returns the meaning of the leaf at a dotted path, followed by its allowed values in parentheses."""
     metadata = next(field.metadata for leaf, field, _ in leaves(config) if leaf == path)

@@ -44,8 +44,15 @@ def _is_other_data(key: str, before: Any, now: Any) -> bool:
     return not (str(before).startswith("folder:") and str(now).startswith("folder:"))
 
 
+class _Section:
+    """A section with leaves of free keys, which recipes may write as dicts."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, ConfigDict(value) if isinstance(value, dict) else value)
+
+
 @dataclasses.dataclass
-class ModelConfig:
+class ModelConfig(_Section):
     """The network, the dtype of its computation, and its further fields."""
 
     name: str = _option("lenet5", "network to train; `python -m flaxcnn list` prints all names")
@@ -60,6 +67,13 @@ class ModelConfig:
         "further fields of the network, such as --config.model.options.norm=batch_norm",
         identity=lambda key, before, now: key != "remat",  # remat changes no computed value
     )
+    frozen: tuple[str, ...] = _option(
+        (), "patterns of layers or parameters that stay as they are, such as ('stem', 'stage[12]_*')"
+    )
+    frozen_batch_stats: bool = _option(
+        True, "whether BatchNorm layers in frozen normalize with their running statistics and leave them unchanged"
+    )
+    unfreeze: str | None = _option(None, "duration after which frozen layers train, too; None keeps them frozen")
 
 
 @dataclasses.dataclass
@@ -150,7 +164,7 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass
-class OptimizerConfig:
+class OptimizerConfig(_Section):
     """Stochastic gradient descent with momentum; weight decay is added to the gradient before momentum."""
 
     learning_rate: float = _setting(0.1, "peak learning rate, which the schedule scales", minimum=0.0)
@@ -159,6 +173,13 @@ class OptimizerConfig:
     weight_decay: float = _option(0.0, "L2 penalty on kernels, added to the gradient before momentum", minimum=0.0)
     bias_weight_decay: float = _option(0.0, "the same for biases", minimum=0.0)
     norm_weight_decay: float = _option(0.0, "the same for the scales and biases of normalization", minimum=0.0)
+    multipliers: ConfigDict = _option(
+        ConfigDict,
+        "factors of the learning rate by patterns of layers, such as --config.optimizer.multipliers.head=10",
+    )
+    layer_decay: float | None = _option(
+        None, "factor of the learning rate from each layer to the one before it, such as 0.75", minimum=0.0
+    )
     clip_norm: float | None = _option(
         None, "largest global norm of the gradient, clipped before weight decay; None never clips", minimum=0.0
     )

@@ -36,6 +36,8 @@ def validate(config: TrainConfig) -> None:
 def _check_durations(config: TrainConfig) -> None:
     positive = ("schedule.every", "duration", "evaluation.every", "checkpoint.every", "logging.every")
     milestones = [f"schedule.milestones[{index}]" for index in range(len(config.schedule.milestones))]
+    if config.model.unfreeze is not None:
+        positive += ("model.unfreeze",)
     for path in (*positive, "schedule.warmup", *milestones):
         try:
             amount, _ = parse_duration(get_leaf(config, path))
@@ -53,6 +55,11 @@ def _check_training(config: TrainConfig) -> None:
     for path in ("optimizer.momentum", "optimizer.ema_decay"):
         if not get_leaf(config, path) < 1:
             raise UserError(f"{path} is {get_leaf(config, path)}; it must be below 1")
+    if config.model.unfreeze is not None and not config.model.frozen:
+        raise UserError("model.unfreeze is set, but model.frozen is empty; name the layers to freeze at first")
+    for pattern, factor in config.optimizer.multipliers.items():
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 0:
+            raise UserError(f"optimizer.multipliers.{pattern} is {factor!r}; a factor is a number of 0 or more")
     profile = config.logging.profile
     if profile and not (len(profile) == 2 and 1 <= profile[0] <= profile[1]):
         raise UserError(f"logging.profile is {profile}; write the first and the last step, such as (10, 20), or ()")

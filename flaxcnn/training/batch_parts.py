@@ -5,7 +5,7 @@ position in the global batch. BatchNorm normalizes over its part of the batch (w
 of all devices); its running statistics are merged into those of the global batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ import jax
 from flax import traverse_util
 
 from flaxcnn.ops.varying_axes import varying_axes
+from flaxcnn.training.finetune import matches
 
 Array = jax.Array
 # Momentum of each BatchNorm, by module path.
@@ -22,7 +23,13 @@ AxisName = str | tuple[str, ...]
 
 
 def apply_to_part(
-    model: nn.Module, variables: Mapping[str, Any], images: Array, *, positions: Array, dropout_key: Array
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Array,
+    *,
+    positions: Array,
+    dropout_key: Array,
+    kept_norms: Sequence[str] = (),
 ) -> tuple[Array, dict[str, Any], Momenta]:
     """Applies a network to a part of the global batch, in training mode.
 
@@ -33,15 +40,22 @@ def apply_to_part(
       positions: (B,) int32, position of each image in the global batch. The dropout masks of an image depend on
         `dropout_key` and its position.
       dropout_key: PRNG key, equal for all parts of the global batch.
+      kept_norms: patterns of the BatchNorm layers that normalize with their running statistics, see
+        `flaxcnn.training.finetune.select`.
 
     Returns:
-      Logits, the updated collections `batch_stats` and `aux_logits`, and the momentum of each BatchNorm.
+      Logits, the updated collections `batch_stats` and `aux_logits`, and the momentum of each BatchNorm that
+      updates its running statistics.
     """
     momenta: Momenta = {}
 
     def intercept(next_function, arguments, keywords, context):
         module = context.module
-        if isinstance(module, nn.BatchNorm):
+        if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
+            if matches(module.path, kept_norms):
+                # Whether the network sets the attribute or passes the argument, the other one must be None.
+                object.__setattr__(module, "use_running_average", None)
+                return next_function(arguments[0], **{**keywords, "use_running_average": True})
             momenta[module.path] = module.momentum
         is_call = isinstance(module, nn.Dropout) and context.method_name == "__call__" and "rng" not in keywords
         if not is_call or module.rate == 0:

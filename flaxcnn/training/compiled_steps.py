@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from flaxcnn.data.loading.batch import Arrays, DeviceBatch
 from flaxcnn.data.loading.loader import Loader
@@ -47,6 +46,8 @@ class CompiledSteps:
 
     Attributes:
       program: the compiled program.
+      frozen_program: the program for the first `frozen_steps` steps, in which some layers do not train; or None.
+      frozen_steps: number of these steps.
       resident: arrays of the training split that are stored on every device.
       strategy: placement of arrays and programs on the devices.
       steps_per_call: maximum number of steps in one call.
@@ -55,22 +56,30 @@ class CompiledSteps:
     """
 
     program: Program
+    frozen_program: Program | None
+    frozen_steps: int
     resident: Arrays
     strategy: Strategy
     steps_per_call: int
     execution: Mapping[str, Any]
 
-    def __call__(self, loop_state: LoopState, batch: DeviceBatch) -> LoopState:
-        """Takes the `batch.count` steps of a batch. Returns before the devices are done."""
+    def __call__(self, loop_state: LoopState, batch: DeviceBatch, *, step: int) -> LoopState:
+        """Takes the `batch.count` steps of a batch. Returns before the devices are done.
+
+        Args:
+          loop_state: loop state after `step` steps.
+          batch: the batch.
+          step: number of steps taken before.
+        """
+        program = (self.frozen_program if step < self.frozen_steps else None) or self.program
         if self.steps_per_call == 1:
-            return self.program(loop_state, self.resident, batch.inputs)
+            return program(loop_state, self.resident, batch.inputs)
         count = self.strategy.replicate(np.asarray(batch.count, np.int32))
-        return self.program(loop_state, self.resident, batch.inputs, count)
+        return program(loop_state, self.resident, batch.inputs, count)
 
 
 def compile_steps(
     experiment: Experiment,
-    optimizer: optax.GradientTransformation,
     plan: Plan,
     loop_state: LoopState,
     loader: Loader,
@@ -83,7 +92,6 @@ def compile_steps(
 
     Args:
       experiment: configuration, network, preprocessing and augmentation.
-      optimizer: optax optimizer, as returned by `experiment.optimizer`.
       plan: batch sizes and devices of the run.
       loop_state: loop state, or its shapes, dtypes and shardings.
       loader: loader of the training split.
@@ -100,15 +108,17 @@ def compile_steps(
     if config.parallel.batch_norm == "synchronized":
         model = strategy.synchronized(model)
 
-    def compile_with(micro_batches: int) -> Program:
+    def compile_with(micro_batches: int, *, is_unfrozen: bool = True) -> Program:
         train_step = make_train_step(
             model,
-            optimizer,
+            experiment.optimizer(plan.per_epoch, is_unfrozen=is_unfrozen),
             experiment.preprocess,
             mix=experiment.mix,
             label_smoothing=config.label_smoothing,
             micro_batches=micro_batches,
             ema_decay=config.optimizer.ema_decay,
+            frozen=() if plan.frozen_steps and is_unfrozen else config.model.frozen,
+            frozen_batch_stats=config.model.frozen_batch_stats,
         )
 
         def train_batch(
@@ -145,6 +155,7 @@ def compile_steps(
         limit=limit,
         multiple=1 if experiment.mix is None else 2,
     )
+    frozen_program = compile_with(micro_batches, is_unfrozen=False) if plan.frozen_steps else None
     on_cpu, is_partitioned = strategy.device.platform == "cpu", strategy.name == "jit" and strategy.num_devices > 1
     execution = {
         "strategy": strategy.name,
@@ -160,7 +171,7 @@ def compile_steps(
         "device_bytes": limit,
         "compile_seconds": time.perf_counter() - start,
     }
-    return CompiledSteps(program, loader.resident, strategy, per_call, execution)
+    return CompiledSteps(program, frozen_program, plan.frozen_steps, loader.resident, strategy, per_call, execution)
 
 
 def describe(execution: Mapping[str, Any]) -> str:

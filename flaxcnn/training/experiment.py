@@ -17,6 +17,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.inference.views import Views
 from flaxcnn.models import create_model, model_info
 from flaxcnn.models.network import Network
+from flaxcnn.training.finetune import layer_depths, select
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
 from flaxcnn.training.state import LoopState, TrainState, create_state
 from flaxcnn.training.train_step import Mix, Preprocess
@@ -59,9 +60,23 @@ class Experiment:
             steps_per_epoch=steps_per_epoch,
         )
 
-    def optimizer(self, steps_per_epoch: int = 1) -> optax.GradientTransformation:
-        """Returns the optax optimizer; the structure of its state does not depend on `steps_per_epoch`."""
-        return make_optimizer(self.config.optimizer, self.schedule(steps_per_epoch), self.config.schedule)
+    def optimizer(self, steps_per_epoch: int = 1, *, is_unfrozen: bool = True) -> optax.GradientTransformation:
+        """Returns the optax optimizer; the structure of its state does not depend on the arguments.
+
+        Args:
+          steps_per_epoch: number of steps per epoch.
+          is_unfrozen: whether parameters are trained that are frozen until `model.unfreeze`.
+        """
+        frozen, unfreezes = self.config.model.frozen, self.config.model.unfreeze is not None
+        decays = self.config.optimizer.layer_decay is not None
+        return make_optimizer(
+            self.config.optimizer,
+            self.schedule(steps_per_epoch),
+            self.config.schedule,
+            frozen=() if unfreezes else frozen,
+            paused=frozen if unfreezes and not is_unfrozen else (),
+            depths=layer_depths(self.model, self.input_shape) if decays else None,
+        )
 
     def create_state(self, optimizer: optax.GradientTransformation) -> TrainState:
         """Returns the train state before the first step."""
@@ -102,6 +117,7 @@ def make_experiment(config: TrainConfig, class_names: tuple[str, ...], image_sha
             f"{config.model.name} takes images of at least {model.minimum_size}x{model.minimum_size} pixels, and "
             f"those of {config.data.name} are {height}x{width}; set data.image_size to {model.minimum_size} or more"
         )
+    _check_patterns(config, model, input_shape)
     dtype = jnp.dtype(config.model.dtype)
     views = functools.partial(evaluation_inputs, config.data, config.evaluation, dtype=dtype)
     _check_views(config.model.name, model, input_shape, views, image_shape)
@@ -157,6 +173,22 @@ def _check_dataset(config: TrainConfig, num_classes: int, image_shape: Shape) ->
         raise UserError("evaluation.views is 'ten_crop', which needs a size; set data.image_size")
     if config.augment.lighting and channels != 3:
         raise UserError(f"augment.lighting is for color, and the images of {data.name} are gray")
+
+
+def _check_patterns(config: TrainConfig, model: nn.Module, input_shape: Shape) -> None:
+    """Raises `UserError` if a pattern of layers matches nothing, or if all parameters are frozen."""
+    patterns = {"model.frozen": config.model.frozen, "optimizer.multipliers": tuple(config.optimizer.multipliers)}
+    if not any(patterns.values()):
+        return
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    params = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)["params"]
+    for path, each in patterns.items():
+        try:
+            chosen = select(params, *each)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        if path == "model.frozen" and all(jax.tree.leaves(chosen)):
+            raise UserError("model.frozen matches every parameter, so that nothing trains; leave 'head' out of it")
 
 
 def _check_views(name: str, model: nn.Module, input_shape, views: Views, image_shape) -> None:

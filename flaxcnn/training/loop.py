@@ -121,7 +121,7 @@ def _compile(run: Run, loader: Loader, console: rich.console.Console) -> tuple[C
         abstract, create = run.strategy.creation(lambda: run.experiment.create_loop_state(optimizer))
         creation = pool.submit(create)
         per_call = steps_per_call(run.experiment, run.plan, loader)
-        steps = compile_steps(run.experiment, optimizer, run.plan, abstract, loader, per_call)
+        steps = compile_steps(run.experiment, run.plan, abstract, loader, per_call)
         loop_state = creation.result()
     say(console, describe(steps.execution))
     return steps, loop_state
@@ -190,7 +190,7 @@ def train(
             batch = batches.next(busy=loop_state.state.step)
             profiler.before(step + 1, loop_state)
             recorder.tick(step + 1)
-            loop_state = steps(loop_state, batch)
+            loop_state = steps(loop_state, batch, step=step)
             taken = range(step + 1, step + batch.count + 1)
             step += batch.count
             if taken.start == first:

@@ -1,6 +1,7 @@
 """SGD with momentum and coupled weight decay, and learning-rate schedules, built from optax."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -12,6 +13,7 @@ from flax import traverse_util
 from optax.contrib import ReduceLROnPlateauState as PlateauState
 
 from flaxcnn.config import OptimizerConfig, ScheduleConfig, to_steps
+from flaxcnn.training import finetune
 
 
 def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -69,13 +71,21 @@ def make_schedule(config: ScheduleConfig, peak: float, *, total_steps: int, step
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, plateau: ScheduleConfig | None = None
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    plateau: ScheduleConfig | None = None,
+    *,
+    frozen: Sequence[str] = (),
+    paused: Sequence[str] = (),
+    depths: Mapping[str, int] | None = None,
 ) -> optax.GradientTransformation:
     """Returns SGD with momentum m and coupled weight decay d, at learning rate r:
 
         g = clip(gradient) + d * parameter          (d differs for kernels, biases and norms)
         velocity = m * velocity + g
         parameter -= r * velocity                   (Nesterov: r * (m * velocity + g))
+
+    Layers may have factors of r: `config.multipliers` by pattern, `config.layer_decay` by depth.
 
     This is the SGD of torch, and of the papers since VGG. Sutskever et al., "On the importance of initialization
     and momentum in deep learning", 2013, multiply by the learning rate inside the velocity instead. The two differ
@@ -86,6 +96,9 @@ def make_optimizer(
       schedule: learning rate as a function of the step.
       plateau: configuration of the schedule. If its name is "plateau", r is also multiplied by a factor in the
         optimizer state, which `observe` lowers.
+      frozen: patterns of parameters that are never trained, and for which the optimizer keeps no state.
+      paused: patterns of parameters that are not trained now, but later.
+      depths: depth of each top-level layer, for `config.layer_decay`; see `finetune.layer_depths`.
     """
     steps = []
     if config.clip_norm is not None:
@@ -99,9 +112,17 @@ def make_optimizer(
         kinds = {kind for kind, other in decays.items() if other == decay}
         steps.append(optax.add_decayed_weights(decay, functools.partial(_is_of_kind, kinds)))
     steps.append(optax.sgd(schedule, config.momentum or None, config.nesterov))
+    factors: dict[str, Any] = config.multipliers.to_dict()
+    for pattern, factor in factors.items():
+        steps = [finetune.scale_learning_rate(optax.chain(*steps), factor, pattern)]
+    if config.layer_decay is not None and depths is not None:
+        steps = [finetune.decay_learning_rate(optax.chain(*steps), config.layer_decay, depths)]
+    if frozen:
+        steps = [finetune.freeze(optax.chain(*steps), *frozen)]
     if plateau is not None and plateau.name == "plateau":
         steps.append(optax.GradientTransformation(_plateau(plateau).init, _scale_by_plateau))
-    return optax.chain(*steps)
+    optimizer = optax.chain(*steps)
+    return finetune.pause(optimizer, *paused) if paused else optimizer
 
 
 def _is_of_kind(kinds: set[str], params: Any) -> Any:

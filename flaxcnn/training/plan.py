@@ -76,6 +76,11 @@ class Plan:
         """Number of steps in the whole run."""
         return max(to_steps(self.config.duration, self.per_epoch), 1)
 
+    @property
+    def frozen_steps(self) -> int:
+        """Number of steps before the frozen layers train, too; 0 if they never do or nothing is frozen."""
+        return to_steps(self.config.model.unfreeze, self.per_epoch) if self.config.model.unfreeze else 0
+
     def ends_epoch(self, step: int) -> bool:
         """Returns whether a step is the last of an epoch or of the run."""
         return self._due(step, "1 epoch")
@@ -128,7 +133,7 @@ class Plan:
     def _steps_until_due(self, step: int, most: int) -> int:
         """Returns how many steps, up to `most`, can follow a step before the host must log, evaluate or save."""
         profile = self.config.logging.profile
-        pauses = {profile[0] - 1, profile[1]} if profile else ()
+        pauses = {self.frozen_steps, *((profile[0] - 1, profile[1]) if profile else ())}
         for count in range(1, most):
             after = step + count
             if self.logs(after) or self.evaluates(after) or self.saves(after) or after in pauses:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flaxcnn.errors import UserError, first_line
 from flaxcnn.training.batch_parts import AxisName, apply_to_part, as_per_device, merge_statistics
+from flaxcnn.training.finetune import select, select_layers
 from flaxcnn.training.losses import AUXILIARY_WEIGHT, cross_entropy
 from flaxcnn.training.metrics import Batch, Metrics, check_batch, example_sums, sum_over_devices
 from flaxcnn.training.state import TrainState
@@ -31,6 +32,8 @@ def make_train_step(
     label_smoothing: float = 0.0,
     micro_batches: int = 1,
     ema_decay: float = 0.0,
+    frozen: Sequence[str] = (),
+    frozen_batch_stats: bool = True,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `train_step(state, batch, axis_name=None) -> (state, metrics)`, a pure function.
 
@@ -70,9 +73,14 @@ def make_train_step(
         once, with those of the global batch.
       ema_decay: decay of the parameter average, if the state keeps one. The decay is warmed up: at step t, counted
         from 0, it is min(ema_decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage.
+      frozen: patterns of the parameters that stay as they are, as in `flaxcnn.training.finetune.select`. Their
+        gradients are not computed; the optimizer gets zeros.
+      frozen_batch_stats: whether BatchNorm layers that match `frozen` normalize with their running statistics and
+        leave them unchanged.
 
     Raises:
-      UserError: while the step is traced, if the optimizer needs other arguments, such as gradients per example.
+      UserError: while the step is traced, if the optimizer needs other arguments, such as gradients per example, or
+        if a pattern matches no parameter.
     """
 
     def train_step(
@@ -92,16 +100,23 @@ def make_train_step(
         dropout_key, mix_key = jax.random.split(step_key)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         momenta = {}
+        is_frozen = select(state.params, *frozen)
+        kept_norms = tuple(frozen) if frozen_batch_stats else ()
 
-        def loss(params, micro_batch):
+        def loss(trained, params, micro_batch):
             images = preprocess(micro_batch["image"], key=augment_key, sample_ids=micro_batch["sample_id"])
             targets, mask = micro_batch["label"], micro_batch["mask"]
             if mix is not None:
                 targets = jax.nn.one_hot(targets, model.num_classes, dtype=images.dtype)
                 images, targets, mask = mix(mix_key, images, targets, mask)
-            variables = {"params": params, "batch_stats": state.batch_stats}
+            variables = {"params": _merged(is_frozen, params, trained), "batch_stats": state.batch_stats}
             logits, updated, found = apply_to_part(
-                model, variables, images, positions=micro_batch["position"], dropout_key=dropout_key
+                model,
+                variables,
+                images,
+                positions=micro_batch["position"],
+                dropout_key=dropout_key,
+                kept_norms=kept_norms,
             )
             momenta.update(found)
             losses = cross_entropy(logits, targets, label_smoothing)
@@ -116,16 +131,16 @@ def make_train_step(
         def differentiate(params):
             """Returns (loss, gradients, correction, metrics, batch_stats); all but the last are global.
 
-            Loss and gradients must be multiplied by `correction` to get the mean loss and its gradients.
-            batch_stats has a leading axis of micro-batches.
+            Loss and gradients must be multiplied by `correction` to get the mean loss and its gradients. Gradients
+            have None in place of frozen parameters. batch_stats has a leading axis of micro-batches.
             """
             # In `jax.shard_map`, JAX would sum the gradients of replicated parameters for each micro-batch. Marked
             # as per-device parameters, their gradients are summed once below, as in `pmap`.
-            own = as_per_device(params, axis_name)
+            own = as_per_device(_without(is_frozen, params), axis_name)
 
             def of_micro_batch(micro_batch):
                 (value, (metrics, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
-                    own, micro_batch
+                    own, params, micro_batch
                 )
                 return (value, gradients, metrics), batch_stats
 
@@ -142,12 +157,17 @@ def make_train_step(
         def corrected() -> Any:
             return _scaled(gradients, correction)
 
+        def all_corrected() -> Any:
+            """Returns the gradients with zeros for frozen parameters."""
+            return _merged(is_frozen, jax.tree.map(jnp.zeros_like, state.params), corrected())
+
         def extra_arguments() -> dict[str, Any]:
             """Returns the extra arguments that the update function of an optimizer may take."""
 
             def value_and_gradient(params):
                 value, gradients, correction, *_ = differentiate(params)
-                return value * correction, _scaled(gradients, correction)
+                zeros = jax.tree.map(jnp.zeros_like, params)
+                return value * correction, _merged(is_frozen, zeros, _scaled(gradients, correction))
 
             # Without this custom derivative and without `check_vma`, JAX would differentiate one device's loss
             # only.
@@ -160,19 +180,22 @@ def make_train_step(
 
             return {
                 "value": value * correction,
-                "grad": corrected(),
+                "grad": all_corrected(),
                 "value_fn": value_fn,
                 "grad_fn": lambda params, _: value_and_gradient(params)[1],
                 "key": jax.random.fold_in(step_key, 2),  # `split` above derived the keys 0 and 1
             }
 
         batch_stats = merge_statistics(batch_stats, momenta, axis_name)
+        is_kept = select_layers(state.batch_stats, kept_norms)
+        batch_stats = _merged(is_kept, state.batch_stats, batch_stats)
         finite = _all_finite((corrected(), batch_stats, metrics["loss"]))
         old = {name: getattr(state, name) for name in ("params", "batch_stats", "opt_state", "ema")}
 
         def advanced() -> dict[str, Any]:
-            updates, opt_state = _update(optimizer, corrected(), state, extra_arguments())
-            params = optax.apply_updates(state.params, updates)
+            updates, opt_state = _update(optimizer, all_corrected(), state, extra_arguments())
+            # Adding an update of zero would change the sign of a parameter of -0.0.
+            params = _merged(is_frozen, state.params, optax.apply_updates(state.params, updates))
             ema = None
             if state.ema is not None:
                 decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
@@ -180,6 +203,7 @@ def make_train_step(
                 ema = jax.tree.map(
                     lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old), state.ema, live
                 )
+                ema = _merged({"params": is_frozen, "batch_stats": is_kept}, state.ema, ema)
             new = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
             # Running statistics of float64 feature maps are computed in float64, but keep the dtype of the state.
             return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), new, old)
@@ -191,6 +215,16 @@ def make_train_step(
         return state.replace(step=state.step + 1, loss_scale=loss_scale, **kept), metrics
 
     return train_step
+
+
+def _without(mask: Any, tree: Any) -> Any:
+    """Returns a tree with None in place of the leaves for which the mask is True."""
+    return jax.tree.map(lambda leave_out, leaf: None if leave_out else leaf, mask, tree)
+
+
+def _merged(mask: Any, chosen: Any, other: Any) -> Any:
+    """Returns the leaves of `chosen` for which the mask is True, and otherwise those of `other`."""
+    return jax.tree.map(lambda choose, a, b: a if choose else b, mask, chosen, other)
 
 
 def _scaled(tree: Any, factor: Array) -> Any:

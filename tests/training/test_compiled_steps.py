@@ -42,10 +42,10 @@ def fit(config, workdir, monkeypatch, at_once, before=lambda number: None):
     counts = []
 
     class Counted(compiled_steps.CompiledSteps):
-        def __call__(self, loop_state, batch):
+        def __call__(self, loop_state, batch, *, step):
             counts.append(batch.count)
             before(len(counts))
-            return super().__call__(loop_state, batch)
+            return super().__call__(loop_state, batch, step=step)
 
     def counted(*arguments):
         return Counted(**vars(compiled_steps.compile_steps(*arguments)))
