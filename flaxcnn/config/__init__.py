@@ -1,11 +1,13 @@
 """The configuration of a run: nested dataclasses, whose leaves are single values such as `optimizer.momentum`.
 
-    schema       the dataclasses: default, meaning and allowed values of each leaf
-    durations    parsing durations such as "10 epochs" and "400 steps"
-    geometry     image sizes in evaluation
-    leaves       dotted paths, plain dictionaries, and the differences between two configurations
-    validation   checks of all leaves, with one-line messages
-    recipes      finding and loading the files that describe runs
+    schema         the dataclasses: default, meaning and allowed values of each leaf
+    durations      parsing durations such as "10 epochs" and "400 steps"
+    geometry       image sizes in evaluation
+    leaves         the leaves and their dotted paths
+    serialization  conversion to plain dictionaries and back
+    changes        differences between two configurations
+    validation     checks of all leaves, with one-line messages
+    recipes        finding and loading the files that describe runs
 
 A recipe is a Python file whose `get_config()` returns a `TrainConfig`:
 
@@ -16,7 +18,6 @@ A recipe is a Python file whose `get_config()` returns a `TrainConfig`:
 """
 
 from flaxcnn.config.durations import to_steps
-from flaxcnn.config.leaves import from_dict, to_dict
 from flaxcnn.config.recipes import load_config
 from flaxcnn.config.schema import (
     AugmentConfig,
@@ -30,6 +31,7 @@ from flaxcnn.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
+from flaxcnn.config.serialization import from_dict, to_dict
 from flaxcnn.config.validation import validate
 
 __all__ = [

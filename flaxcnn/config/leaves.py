@@ -1,58 +1,14 @@
-"""The leaves of a configuration: dotted paths, plain dictionaries, and differences between two configurations."""
+"""The leaves of a configuration and their dotted paths."""
 
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcnn.config.schema import TrainConfig
-from flaxcnn.errors import UserError, nearest
-
-
-class Change(NamedTuple):
-    """A leaf, or a key within a leaf, that differs between two configurations.
-
-    Attributes:
-      path: dotted path of the leaf or key.
-      before: value in the first configuration; None if the key is missing there.
-      now: value in the second configuration; None if the key is missing there.
-      is_identity: whether the change makes the second configuration another experiment, so that it cannot continue
-        the run of the first.
-    """
-
-    path: str
-    before: Any
-    now: Any
-    is_identity: bool
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.before!r} -> {self.now!r}"
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Returns the differences between two results of `to_dict`, both with lists instead of tuples, as in JSON."""
-    fields = {path: field for path, field, _ in leaves(TrainConfig())}
-    then, present = _flatten(before), _flatten(now)
-    found = []
-    for path in sorted(then.keys() | present.keys()):
-        old, new = then.get(path), present.get(path)
-        if old != new:
-            leaf = next((leaf for leaf in fields if path == leaf or path.startswith(f"{leaf}.")), None)
-            identity = fields[leaf].metadata["identity"] if leaf else True
-            if not isinstance(identity, bool):
-                identity = identity(path.removeprefix(f"{leaf}."), old, new)
-            found.append(Change(path, old, new, identity))
-    return found
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+from flaxcnn.errors import UserError
 
 
 def get_leaf(config: Any, path: str) -> Any:
@@ -108,40 +64,3 @@ def type_name(annotation: Any) -> str:
         return f"a tuple of {type_name(typing.get_args(annotation)[0])}"
     names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(annotation) or annotation.__name__
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Converts a configuration to plain dictionaries, lists, strings and numbers, ready for JSON."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, ConfigDict):
-            return value.to_dict()
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(config)
-
-
-def from_dict(values: Mapping[str, Any], kind: type = TrainConfig) -> Any:
-    """Converts the result of `to_dict` back to a configuration. Missing leaves get their defaults.
-
-    Args:
-      values: result of `to_dict`, possibly read from JSON.
-      kind: dataclass to create.
-
-    Raises:
-      UserError: the dataclass does not have one of the keys.
-    """
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    if unknown := [key for key in values if key not in fields]:
-        raise UserError(f"unknown configuration key {unknown[0]!r}{nearest(unknown[0], fields)}")
-
-    def rebuilt(annotation: Any, value: Any) -> Any:
-        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-            return from_dict(value, annotation)
-        if annotation is ConfigDict:
-            return ConfigDict(value)
-        return tuple(value) if isinstance(value, list) else value
-
-    return kind(**{key: rebuilt(fields[key], value) for key, value in values.items()})

@@ -5,7 +5,8 @@ only JAX's own operations.
 
     convolution, dense, average_pooling, max_pooling, local_response_norm   the operations
 
-    geometry, windows    strides, paddings and windows
+    geometry             strides, paddings and groups of a convolution
+    pooling_windows      paddings and windows of pooling
     multilinear          an operation that is linear in each argument, with its derivatives
     primitives           JAX primitives with an implementation for each platform
     vmap_rules           `vmap` of primitives

@@ -10,7 +10,7 @@ import numpy as np
 from flaxcnn.ops import onednn_convolution
 from flaxcnn.ops.geometry import Geometry, Paddings
 from flaxcnn.ops.multilinear import Multilinear, transposed
-from flaxcnn.ops.windows import pooling_paddings, window_slices
+from flaxcnn.ops.pooling_windows import pooling_paddings, window_slices
 
 Array = jax.Array
 # On CPUs, windows of at most this many pixels are summed as one slice of the feature map per pixel of the window.

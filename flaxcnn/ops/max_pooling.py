@@ -11,10 +11,10 @@ from jax.interpreters import ad
 
 from flaxcnn.ops.geometry import Paddings
 from flaxcnn.ops.multilinear import Multilinear
+from flaxcnn.ops.pooling_windows import pooling_paddings, window_slices
 from flaxcnn.ops.primitives import primitive
 from flaxcnn.ops.stock import uses_stock
 from flaxcnn.ops.vmap_rules import map_over_rows
-from flaxcnn.ops.windows import pooling_paddings, window_slices
 
 Array = jax.Array
 # On CPUs, the maximum is computed in at most this many pieces: the interior, the four sides and the four corners.

@@ -127,7 +127,7 @@ def programs() -> ProgramTable | None:
 
 
 def key_of(call: tuple) -> int:
-    """Returns the key of the program for a call; equal calls have equal keys in all processes."""
+    """Returns the key of the oneDNN program for a call; equal calls have equal keys in all processes."""
     digest = hashlib.blake2b(repr(tuple(call)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from flaxcnn.errors import UserError
+from flaxcnn.parallel.processes import minimum_across_processes
 from flaxcnn.parallel.program import Program
 from flaxcnn.parallel.strategy import Device
 
@@ -18,14 +17,6 @@ def device_bytes(device: Device) -> int:
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
         return limit
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-
-
-def minimum_across_processes(count: int) -> int:
-    """Returns the minimum of a number of bytes over all processes; of several, rounded down to whole MiB."""
-    if jax.process_count() == 1:
-        return count
-    # In MiB, because JAX gathers integers of 32 bits.
-    return int(multihost_utils.process_allgather(np.array(count >> 20, np.int32)).min()) << 20
 
 
 def memory_for_data() -> int:

@@ -90,6 +90,14 @@ def assert_equal_across_processes(what: str, value: str) -> None:
             raise UserError(f"{what} that the processes find are not the same; give all of them the same files")
 
 
+def minimum_across_processes(count: int) -> int:
+    """Returns the minimum of a number of bytes over all processes; of several, rounded down to whole MiB."""
+    if jax.process_count() == 1:
+        return count
+    # In MiB, because JAX gathers integers of 32 bits.
+    return int(multihost_utils.process_allgather(np.array(count >> 20, np.int32)).min()) << 20
+
+
 @contextlib.contextmanager
 def raise_on_all_processes() -> Iterator[None]:
     """Context manager that raises in all processes if its block raises `UserError` or `OSError` in one of them."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from flaxcnn.atomic import write_whole
 from flaxcnn.config import TrainConfig, from_dict, to_dict
-from flaxcnn.config.leaves import Change, changes
+from flaxcnn.config.changes import Change, changes
 from flaxcnn.errors import UserError
 from flaxcnn.parallel.processes import is_primary, raise_on_all_processes
 

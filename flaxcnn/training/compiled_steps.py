@@ -13,6 +13,7 @@ from flaxcnn.data.loading.loader import Loader
 from flaxcnn.models import cost
 from flaxcnn.ops import onednn
 from flaxcnn.parallel import memory
+from flaxcnn.parallel.processes import minimum_across_processes
 from flaxcnn.parallel.program import Program
 from flaxcnn.parallel.strategy import Strategy
 from flaxcnn.training.experiment import Experiment
@@ -147,7 +148,7 @@ def compile_steps(
     start = time.perf_counter()
     # While a checkpoint is being saved, memory holds a second copy of the loop state.
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(loop_state))
-    limit = memory.minimum_across_processes(memory.device_bytes(strategy.device) - state_bytes)
+    limit = minimum_across_processes(memory.device_bytes(strategy.device) - state_bytes)
     program, micro_batches = memory.find_program(
         compile_with,
         micro_batches=config.parallel.micro_batches,

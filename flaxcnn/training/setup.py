@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flaxcnn.config import TrainConfig
+from flaxcnn.config.changes import Change
 from flaxcnn.config.geometry import EvaluationGeometry
-from flaxcnn.config.leaves import Change
 from flaxcnn.data.dataset import ImageDataset
 from flaxcnn.data.sources.opening import open_source, refuse_data_dir
 from flaxcnn.errors import UserError
