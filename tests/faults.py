@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,10 +112,9 @@ class Run:
 
     def state(self) -> list[np.ndarray]:
         """All arrays of the newest checkpoint."""
-        from flaxcnn.trained.run import load_trained
+        from tests.checkpoints import saved_arrays
 
-        state = load_trained(self.workdir)[1]
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(rng=jax.random.key_data(state.rng)))]
+        return saved_arrays(self.workdir)
 
     def assert_ended_like(self, other: "Run") -> None:
         """Asserts that two runs ended in the same state with the same records, bit for bit."""

@@ -5,17 +5,16 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
 from flaxcnn.errors import UserError, first_line
-from flaxcnn.parallel.compilation import cheap_jit
 from flaxcnn.parallel.processes import is_primary, raise_on_all_processes
+from flaxcnn.runs.checksum import checksum, copy_with_checksums
 from flaxcnn.runs.orbax_messages import is_news, quietly
 from flaxcnn.runs.workdir import CHECKPOINTS, has_checkpoints
 
@@ -45,7 +44,7 @@ class Checkpoints:
         self._keep = keep
         self._folder = (workdir / CHECKPOINTS).resolve()
         self._damaged = self._folder.with_name("damaged")
-        self._warnings = self._check_metrics(read_only=keep is None)
+        self._warnings = self._set_aside_unreadable(self._damaged_metrics())
 
     @functools.cached_property
     def _manager(self) -> Any:
@@ -70,7 +69,13 @@ class Checkpoints:
             cleanup_tmp_directories=self._keep is not None,  # left by runs that were killed while saving
             read_only=self._keep is None,
         )
-        return ocp.CheckpointManager(self._folder, options=options)
+        # A checkpoint that is only read is read in parts, which needs this handler.
+        handlers = {_ITEM: ocp.PyTreeCheckpointHandler()} if self._keep is None else None
+        try:
+            return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        except (KeyError, TypeError, ValueError):  # the metadata of a checkpoint
+            self._warnings += self._set_aside_unreadable(self._damaged_metadata())
+            return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     @property
     def _is_open(self) -> bool:
@@ -118,14 +123,17 @@ class Checkpoints:
         with raise_on_all_processes():
             self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
         # Orbax may still read the arrays while the next step overwrites them, so it gets copies.
-        snapshot, sums = _snapshot(tree)
+        snapshot, sums, parts = copy_with_checksums(tree)
         metrics = None if accuracy is None else {"accuracy": accuracy}
         with self._explained():
             manager.save(
                 step,
                 args=ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(snapshot)}),
                 metrics=metrics,
-                custom_metadata={"checksum": jax.device_get(sums).tolist()},
+                custom_metadata={
+                    "checksum": jax.device_get(sums).tolist(),
+                    "parts": {part: each.tolist() for part, each in jax.device_get(parts).items()},
+                },
             )
 
     @property
@@ -173,6 +181,49 @@ class Checkpoints:
             raise UserError(f"checkpoint {step} is damaged (it is not what was saved)")
         return tree
 
+    def restore_variables(self, step: int, *, averaged: bool = False) -> dict[str, Any]:
+        """Returns the parameters and running statistics that were saved at a step, on the first device.
+
+        The optimizer and its state are not needed. The checkpoints must be opened read-only.
+
+        Args:
+          step: step of the checkpoint.
+          averaged: whether to return the moving averages of the arrays instead.
+
+        Returns:
+          {"params": ..., "batch_stats": ...}; the averages are an empty dict if the run keeps none.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        import orbax.checkpoint as ocp
+
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        parts = ["ema"] if averaged else ["params", "batch_stats"]
+
+        def read() -> tuple[dict[str, Any], Mapping[str, list[int]]]:
+            saved = self._manager.item_metadata(step)[_ITEM].tree["state"]
+            abstract = {
+                part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved[part])
+                for part in parts
+            }
+            like = {"state": abstract}
+            arguments = ocp.args.PyTreeRestore(
+                like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+            )
+            found = self._manager.restore(step, args=ocp.args.Composite(**{_ITEM: arguments}))[_ITEM]["state"]
+            sums = (self._manager.metadata(step).custom_metadata or {}).get("parts", {})
+            return {part: found.get(part) or {} for part in parts}, sums
+
+        found, failure = quietly(read)
+        if failure:
+            raise UserError(f"checkpoint {step} is damaged ({failure})")
+        variables, sums = found
+        for part, tree in variables.items():  # checkpoints of earlier versions have no checksums of parts
+            if part in sums and jax.device_get(checksum(tree)).tolist() != sums[part]:
+                raise UserError(f"checkpoint {step} is damaged (it is not what was saved)")
+        return variables["ema"] if averaged else variables
+
     def restore_newest(self, like: Tree, warn: Callable[[str], None]) -> Tree | None:
         """Returns the newest tree that can be restored, or None if there are no checkpoints.
 
@@ -208,28 +259,41 @@ class Checkpoints:
             self._manager.reload()
         return tree
 
-    def _check_metrics(self, *, read_only: bool) -> list[str]:
-        """Moves checkpoints whose accuracy cannot be read to `damaged/`, because Orbax would fail on them.
+    def _damaged_metrics(self) -> dict[int, str]:
+        """Returns the steps of checkpoints whose accuracy cannot be read, with the reason: Orbax would fail."""
+        found = {}
+        for path in sorted(self._folder.glob("[0-9]*/metrics/metrics")):
+            try:
+                float(json.loads(path.read_text())["accuracy"])
+            except (ValueError, KeyError, TypeError):
+                found[int(path.parent.parent.name)] = "its accuracy cannot be read"
+        return found
 
-        Returns:
-          A message for each of them.
+    def _damaged_metadata(self) -> dict[int, str]:
+        """Returns the steps of checkpoints whose metadata Orbax cannot read, with the reason."""
+        from orbax.checkpoint.path import step as orbax_step
+
+        found = {}
+        for step in orbax_step.standard_name_format().find_all(self._folder):
+            try:
+                step.commit_timestamp  # noqa: B018
+            except (KeyError, TypeError, ValueError):
+                found[step.step] = "its metadata cannot be read"
+        return found
+
+    def _set_aside_unreadable(self, damaged: Mapping[int, str]) -> list[str]:
+        """Moves damaged checkpoints to `damaged/`, and returns a message for each.
 
         Raises:
-          UserError: there is such a checkpoint, and the folder is read-only.
+          UserError: there is one, and the folder is read-only.
         """
-        lines = []
+        lines = [f"checkpoint {step} is damaged ({reason})" for step, reason in damaged.items()]
         with raise_on_all_processes():
-            for path in sorted(self._folder.glob("[0-9]*/metrics/metrics")):
-                try:
-                    float(json.loads(path.read_text())["accuracy"])
-                except (ValueError, KeyError, TypeError):
-                    step = int(path.parent.parent.name)
-                    lines.append(f"checkpoint {step} is damaged (its accuracy cannot be read)")
-                    if read_only:
-                        raise UserError(lines[-1]) from None
+            if lines and self._keep is None:
+                raise UserError(lines[0])
         with raise_on_all_processes():
-            for line in lines:
-                self._set_aside(int(line.split()[1]))
+            for step in damaged:
+                self._set_aside(step)
         return lines
 
     def _set_aside(self, step: int) -> None:
@@ -253,27 +317,3 @@ class Checkpoints:
         except Exception as error:  # Orbax and its dependencies raise many types
             reason = "no space left on the device" if "No space left" in str(error) else first_line(error, 100)
             raise UserError(f"a checkpoint could not be written: {reason}; {_CONTINUE}") from error
-
-
-def _sums(tree: Any) -> jax.Array:
-    """Returns two checksums over all bits of a tree, (2,) uint32. Changing any one word changes at least one.
-
-    Each word is multiplied by an odd weight that depends on its position, so that swapped words are detected, too.
-    """
-    sums = jnp.zeros(2, jnp.uint32)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        data = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        bits = jnp.uint16 if data.dtype.itemsize == 2 else jnp.uint32
-        words = jax.lax.bitcast_convert_type(data, bits).astype(jnp.uint32).ravel()
-        places = jnp.arange(words.size, dtype=jnp.uint32) + jnp.uint32(1000003 * number % 2**32)
-        weights = [places * jnp.uint32(factor) | 1 for factor in (2654435761, 2246822519)]
-        sums += jnp.stack([(words * weight).sum(dtype=jnp.uint32) for weight in weights])
-    return sums
-
-
-checksum = cheap_jit(_sums)
-
-
-@cheap_jit
-def _snapshot(tree: Any) -> tuple[Any, jax.Array]:
-    return jax.tree.map(jnp.copy, tree), _sums(tree)

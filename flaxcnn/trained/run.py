@@ -3,48 +3,42 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from flaxcnn.config import from_dict
 from flaxcnn.errors import UserError
 from flaxcnn.parallel.compilation import keep_compiled_programs
 from flaxcnn.paths import local_path
-from flaxcnn.runs.checkpoint import Checkpoints
-from flaxcnn.runs.workdir import has_checkpoints, read_run
+from flaxcnn.runs.variables import read_variables
+from flaxcnn.runs.workdir import read_run
 from flaxcnn.training.experiment import Experiment, check_config, make_experiment
-from flaxcnn.training.state import TrainState
+from flaxcnn.training.state import TrainState, inference_state
 
 
 def load_trained(
-    workdir: str | Path, checkpoint: str = "latest", *, averaged: bool = False
+    workdir: str | Path, checkpoint: str = "latest", *, averaged: bool = False, count: int = 1
 ) -> tuple[Experiment, TrainState]:
-    """Returns the experiment of a run, and the train state of one of its checkpoints on the first device.
+    """Returns the experiment of a run, and the variables of its checkpoints on the first device.
 
     Args:
       workdir: folder of the run.
       checkpoint: "latest", "best" (highest test accuracy), or the number of a step.
-      averaged: whether the state contains the averaged parameters instead of the parameters.
+      averaged: whether to take the moving averages of the variables.
+      count: number of checkpoints whose mean is taken, see `read_variables`.
+
+    Returns:
+      The experiment, and a train state without the state of an optimizer.
 
     Raises:
-      UserError: the folder holds no run, or the run has no such checkpoint or no averaged parameters.
+      UserError: the folder holds no run, or see `read_variables`.
     """
     keep_compiled_programs()
     workdir = local_path(workdir)
     experiment = _open_experiment(workdir)
-    if averaged and not experiment.config.optimizer.ema_decay:
-        raise UserError(f"{workdir} holds no averaged parameters; train with --config.optimizer.ema_decay=0.999")
-    if not has_checkpoints(workdir):
-        raise UserError(f"{workdir} holds no checkpoint yet; train with --workdir={workdir}")
-    with Checkpoints(workdir) as checkpoints:
-        named = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}
-        step = int(checkpoint) if checkpoint.isdecimal() else named.get(checkpoint)
-        if step not in checkpoints.steps:
-            steps = ", ".join(map(str, checkpoints.steps))
-            raise UserError(f"{workdir} has no checkpoint {checkpoint!r}; write latest, best or one of {steps}")
-        # Restoring needs only shapes and dtypes, so no parameters are initialized.
-        like = jax.eval_shape(lambda: experiment.create_loop_state(experiment.optimizer()))
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        state = checkpoints.restore(step, jax.tree.map(lambda leaf: leaf.update(sharding=sharding), like)).state
-        return experiment, state.averaged() if averaged else state
+    variables, step = read_variables(workdir, checkpoint, averaged=averaged, count=count)
+    if jax.tree.map(jnp.shape, variables) != jax.tree.map(jnp.shape, experiment.variable_shapes()):
+        raise UserError(f"checkpoint {step} of {workdir} does not fit the network that its run.json describes")
+    return experiment, inference_state(variables, step)
 
 
 def _open_experiment(workdir: Path) -> Experiment:

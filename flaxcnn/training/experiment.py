@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.errors
 import flax.linen as nn
@@ -19,7 +20,7 @@ from flaxcnn.models import create_model, model_info
 from flaxcnn.models.network import Network
 from flaxcnn.training.finetune import layer_depths, select
 from flaxcnn.training.optimizer import make_optimizer, make_schedule
-from flaxcnn.training.state import LoopState, TrainState, create_state
+from flaxcnn.training.state import LoopState, TrainState, create_state, shapes_of_variables
 from flaxcnn.training.train_step import Mix, Preprocess
 
 Shape = tuple[int, int, int]
@@ -77,6 +78,10 @@ class Experiment:
             paused=frozen if unfreezes and not is_unfrozen else (),
             depths=layer_depths(self.model, self.input_shape) if decays else None,
         )
+
+    def variable_shapes(self) -> dict[str, Any]:
+        """Returns the shapes and dtypes of the network's variables: {"params": ..., "batch_stats": ...}."""
+        return shapes_of_variables(self.model, self.input_shape)
 
     def create_state(self, optimizer: optax.GradientTransformation) -> TrainState:
         """Returns the train state before the first step."""
@@ -180,8 +185,7 @@ def _check_patterns(config: TrainConfig, model: nn.Module, input_shape: Shape) -
     patterns = {"model.frozen": config.model.frozen, "optimizer.multipliers": tuple(config.optimizer.multipliers)}
     if not any(patterns.values()):
         return
-    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    params = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)["params"]
+    params = shapes_of_variables(model, input_shape)["params"]
     for path, each in patterns.items():
         try:
             chosen = select(params, *each)

@@ -1,5 +1,7 @@
 """The training state: `TrainState`, which a step updates, and `LoopState`, which a checkpoint stores."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -138,6 +140,36 @@ class LoopState(struct.PyTreeNode):
 def zeros_like(sums: dict[str, Array]) -> dict[str, np.ndarray]:
     """Returns NumPy scalars 0 with the names and dtypes of the given sums."""
     return {name: np.zeros((), leaf.dtype) for name, leaf in sums.items()}
+
+
+def shapes_of_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a network's variables: {"params": ..., "batch_stats": ...}.
+
+    Args:
+      model: the network.
+      input_shape: (height, width, channels) of the model input.
+    """
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    variables: Any = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def inference_state(variables: Mapping[str, Any], step: int = 0) -> TrainState:
+    """Returns a train state with variables, and without the state of an optimizer.
+
+    Args:
+      variables: {"params": ..., "batch_stats": ...}.
+      step: number of steps after which they were saved.
+    """
+    return TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=(),
+        ema=None,
+        loss_scale=None,
+        rng=jax.random.key(0),
+    )
 
 
 def create_state(

@@ -11,7 +11,9 @@ import pytest
 from flaxcnn import UserError
 from flaxcnn.models import create_model
 from flaxcnn.runs import workdir
-from flaxcnn.runs.checkpoint import Checkpoints, checksum
+from flaxcnn.runs.checkpoint import Checkpoints
+from flaxcnn.runs.checksum import checksum
+from flaxcnn.runs.variables import read_variables
 from flaxcnn.training.state import LoopState
 from tests.variables import random_state
 
@@ -32,7 +34,7 @@ def test_what_comes_back_is_what_went_in(tmp_path, model):
     saved = carry_of(model, seed=7)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(7, saved, 0.5)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
         restored = checkpoints.restore(7, carry_of(model))
     assert jax.tree.structure(saved) == jax.tree.structure(restored)
     for before, after in zip(jax.tree.leaves(saved), jax.tree.leaves(restored), strict=True):
@@ -61,7 +63,7 @@ def test_an_array_may_be_donated_while_it_is_written(tmp_path, model):
         for _ in range(20):
             params = overwrite(loop_state.state.params)
             loop_state = loop_state.replace(state=loop_state.state.replace(params=params))
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
         restored = checkpoints.restore(1, carry_of(model))
     np.testing.assert_array_equal(restored.state.params["fc1"]["kernel"], expected)
 
@@ -69,7 +71,7 @@ def test_an_array_may_be_donated_while_it_is_written(tmp_path, model):
 def test_another_network_is_refused_in_one_line(tmp_path, model):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, carry_of(model), None)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="does not fit") as raised:
+    with Checkpoints(tmp_path, keep=1) as checkpoints, pytest.raises(UserError, match="does not fit") as raised:
         checkpoints.restore(1, carry_of(create_model("lenet5", num_classes=3)))
     assert "\n" not in str(raised.value)
 
@@ -132,6 +134,47 @@ def test_what_is_restored_is_what_was_saved_or_is_passed_over(tmp_path, model, d
             assert warnings[0].startswith("warning: checkpoint 2 is damaged") and "\n" not in warnings[0]
     assert passed_over >= 5
     assert not capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tasks below orbax
+def test_variables_are_read_without_the_optimizer_and_are_those_saved_or_an_error(tmp_path, model):
+    """Each file of a checkpoint in turn; those that hold only the state of the optimizer are not needed."""
+    with Checkpoints(tmp_path / "good", keep=1) as checkpoints:
+        checkpoints.save(1, carry_of(model, seed=1), None)
+    state, read = carry_of(model, seed=1).state, 0
+    expected = {"params": state.params, "batch_stats": state.batch_stats}
+    folder = tmp_path / "good" / "checkpoints" / "1"
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+    for number, name in enumerate([None, *sorted(files)]):
+        workdir = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", workdir)
+        if name:
+            flip_a_bit(workdir / "checkpoints" / "1" / name)
+        try:
+            with Checkpoints(workdir) as checkpoints:
+                found = checkpoints.restore_variables(1)
+        except UserError as error:
+            assert name and "checkpoint 1 is damaged" in str(error) and "\n" not in str(error)
+            continue
+        read += 1
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(leaf, other)
+    assert 1 <= read < 1 + len(files)
+
+
+def test_the_variables_of_several_checkpoints_are_averaged(tmp_path, model):
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, carry_of(model, seed=step), None)
+    found, step = read_variables(tmp_path, "3", count=2)
+    assert step == 3
+    kernels = [np.asarray(carry_of(model, seed=seed).state.params["head"]["kernel"]) for seed in (2, 3)]
+    np.testing.assert_allclose(found["params"]["head"]["kernel"], np.mean(kernels, axis=0), rtol=1e-6)
+    with pytest.raises(UserError, match=r"has 4 checkpoints up to step 4, and 5 are to be averaged; .*keep=5"):
+        read_variables(tmp_path, count=5)
+    with pytest.raises(UserError, match=r"has no checkpoint '7'; write latest, best or one of 1, 2, 3, 4"):
+        read_variables(tmp_path, "7")
 
 
 def test_if_none_can_be_read_all_stay(tmp_path, model):

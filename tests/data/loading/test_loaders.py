@@ -28,11 +28,11 @@ from flaxcnn.data.loading.sampler import BatchIndices
 from flaxcnn.parallel import memory, processes
 from flaxcnn.parallel.strategy import Strategy
 from flaxcnn.runs.recorder import read_metrics
-from flaxcnn.trained.run import load_trained
 from flaxcnn.training import loop
 from flaxcnn.training.experiment import make_experiment
 from flaxcnn.training.setup import open_dataset
 from flaxcnn.training.train_step import make_train_step
+from tests.checkpoints import saved_arrays
 from tests.conftest import ROOT
 from tests.data.decoding.test_images import JPEG, OTHERS, REFUSED, claiming
 from tests.images import jpeg, piece, write_folder
@@ -68,11 +68,9 @@ def streamed(folder, **data):
 
 def outcome(workdir):
     """What a run ends with, but for its speed."""
-    _, state = load_trained(workdir)
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(state.replace(rng=jax.random.key_data(state.rng)))]
     times = ("images_per_second", "waiting_for_data")
     records = [{k: v for k, v in record.items() if k not in times} for record in read_metrics(workdir)]
-    return arrays, records
+    return saved_arrays(workdir), records
 
 
 def assert_same_outcome(workdir, other):
